@@ -1,0 +1,34 @@
+"""scikit-learn-style estimators over selective state-space models.
+
+The public names are imported on first use, so ``import ssmseq`` loads neither torch nor Lightning.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "SMambaForecaster": "ssmseq.forecasting",
+    "NaiveForecaster": "ssmseq.forecasting",
+    "ForecastDisplay": "ssmseq.forecasting",
+    "load": "ssmseq.persistence",
+    "show_versions": "ssmseq.environment",
+}
+
+if TYPE_CHECKING:
+    from ssmseq.environment import show_versions
+    from ssmseq.forecasting import ForecastDisplay, NaiveForecaster, SMambaForecaster
+    from ssmseq.persistence import load
+
+__all__ = ["ForecastDisplay", "NaiveForecaster", "SMambaForecaster", "__version__", "load", "show_versions"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'ssmseq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)
