@@ -109,7 +109,8 @@ def _backward(ctx, grad_y, grad_state, _):
     grads = torch.ops.ssmseq.selective_scan_backward(
         grad_y, grad_state if ctx.return_state else None, *tensors, kept, ctx.delta_softplus, ctx.reverse
     )
-    wanted = [g if x is not None and need else None for g, x, need in zip(grads, tensors, ctx.needs_input_grad[:9])]
+    needed = zip(grads, tensors, ctx.needs_input_grad[:9], strict=True)
+    wanted = [grad if x is not None and need else None for grad, x, need in needed]
     return (*wanted, None, None, None, None)
 
 

@@ -128,15 +128,20 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     }
     for name, (x, shape) in wanted.items():
         if x is not None and x.shape != shape:
-            raise ValueError(f"{name} must be {shape} to fit u {tuple(u.shape)} and A {tuple(A.shape)}, "
-                             f"got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must be {shape} to fit u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(x.shape)}"
+            )
     if n_state < 1:
         raise ValueError(f"A must have at least one state, got {tuple(A.shape)}")
     for name, x in (("B", B), ("C", C)):
         groups = x.shape[2] if x.dim() == 4 else 1
         if x.dim() not in (3, 4) or x.shape[:2] != u.shape[:2] or x.shape[-1] != n_state:
-            raise ValueError(f"{name} must be ({n_batch}, {length}, {n_state}) or ({n_batch}, {length}, groups, "
-                             f"{n_state}), got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must be ({n_batch}, {length}, {n_state}) or ({n_batch}, {length}, groups, "
+                f"{n_state}), got {tuple(x.shape)}"
+            )
         if groups < 1 or n_channels % groups or (B.dim(), C.dim()) in ((3, 4), (4, 3)) or B.shape != C.shape:
-            raise ValueError(f"B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape, with a number of groups "
-                             f"that divides the {n_channels} channels")
+            raise ValueError(
+                f"B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape, with a number of groups "
+                f"that divides the {n_channels} channels"
+            )

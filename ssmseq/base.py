@@ -1,0 +1,73 @@
+"""What every estimator shares: parameter checks, pickling, saving. scikit-learn's contract, nothing of its own."""
+
+import math
+import numbers
+from typing import Any, Self
+
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+
+class SequenceEstimator(BaseEstimator):
+    """Base of all estimators: holds a plain network in `network_` once fitted, and can be saved.
+
+    Subclasses list their parameters in their own constructor, as scikit-learn asks.
+    """
+
+    _doc_link_module = "ssmseq"
+
+    network_: Any
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # the input is a frame, a record or a sequence: not a plain table
+        tags.target_tags.required = False
+        tags.non_deterministic = self.get_params().get("random_state", 0) is None
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "network_" in state:
+            state["network_"] = state["network_"].cpu()
+        return state
+
+    def save(self, folder) -> Self:
+        """Write the fitted estimator to a folder: config.json and model.safetensors.
+
+        Parameters
+        ----------
+        folder : str or path
+            Created if missing. Files of an earlier model in it are replaced.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not run.
+        """
+        from ssmseq.persistence import save
+
+        check_is_fitted(self)
+        save(self, folder)
+        return self
+
+
+def check_number(name: str, value, *, minimum=None, above=None, below=None, integer: bool = False) -> None:
+    """Raise ValueError naming the parameter, its value and the allowed range, unless value lies in it."""
+    kind = numbers.Integral if integer else numbers.Real
+    bounds = [f"at least {minimum}" if minimum is not None else "", f"above {above}" if above is not None else ""]
+    bounds = [b for b in [*bounds, f"below {below}" if below is not None else ""] if b]
+    good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and (minimum is None or value >= minimum) and (above is None or value > above)
+    if not good or (below is not None and value >= below):
+        noun = "an integer" if integer else "a number"
+        raise ValueError(f"{name} must be {noun} {' and '.join(bounds)}".rstrip() + f", got {value!r}")
+
+
+def check_choice(name: str, value, choices) -> None:
+    """Raise ValueError naming the parameter, its value and the choices, unless value is one of them."""
+    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,10 @@
+"""Multivariate forecasting: a frame in, a frame out.
+
+Axis letters: B windows in a batch, V variates, K calendar covariates, L look-back rows, H horizon rows.
+"""
+
+from ssmseq.forecasting.baselines import NaiveForecaster
+from ssmseq.forecasting.displays import ForecastDisplay
+from ssmseq.forecasting.smamba import SMambaForecaster
+
+__all__ = ["ForecastDisplay", "NaiveForecaster", "SMambaForecaster"]

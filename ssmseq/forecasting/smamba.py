@@ -1,0 +1,279 @@
+"""S-Mamba: every variate's look-back is one token; Mamba mixes the tokens from both ends.
+
+Source: Wang et al., "Is Mamba effective for time series forecasting?", Neurocomputing 2025, arXiv 2403.11144.
+
+Differences from the authors' code: the modules that it builds and never calls are left out; the projection is applied
+to the variate tokens only (the others were thrown away after it); time stamps, units and scaler belong to the
+estimator. As in that code, and unlike the paper's algorithm box, there are instance normalisation, calendar tokens,
+dropout, a residual around the feed-forward net and a final normalisation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ssmseq.base import check_choice, check_number
+from ssmseq.forecasting.base import BaseForecaster
+from ssmseq.nn import SMambaEncoderLayer
+from ssmseq.nn.bidirectional import ACTIVATIONS
+
+EPSILON = 1e-5  # added to the variance of a window
+
+
+class SMambaNetwork(nn.Module):
+    """Tokens are variates (then calendar covariates); the scan runs over tokens, never over time.
+
+    Parameters are those of `SMambaForecaster`; `n_variates` counts the forecast columns.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_variates: int,
+        lookback: int,
+        horizon: int,
+        d_model: int,
+        d_state: int,
+        d_conv: int,
+        expand: int,
+        n_layers: int,
+        d_ff: int,
+        dropout: float,
+        activation: str,
+        normalize: bool,
+    ):
+        super().__init__()
+        self.n_variates, self.normalize = n_variates, normalize
+        self.embedding = nn.Linear(lookback, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            SMambaEncoderLayer(
+                d_model=d_model,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                d_ff=d_ff,
+                dropout=dropout,
+                activation=activation,
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.projection = nn.Linear(d_model, horizon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map windows (B, V + K, L), variates first, to forecasts (B, V, H)."""
+        variates, covariates = x[:, : self.n_variates], x[:, self.n_variates :]
+        mean = scale = None
+        if self.normalize:
+            mean = variates.mean(-1, keepdim=True).detach()
+            variates = variates - mean
+            scale = torch.sqrt(variates.var(-1, keepdim=True, unbiased=False) + EPSILON)
+            variates = variates / scale
+        tokens = self.dropout(self.embedding(torch.cat([variates, covariates], 1)))
+        for layer in self.layers:
+            tokens = layer(tokens)
+        forecast = self.projection(self.norm(tokens[:, : self.n_variates]))
+        return forecast if mean is None else forecast * scale + mean
+
+
+class SMambaForecaster(BaseForecaster):
+    """Multivariate long-term forecaster with variate tokens and bidirectional Mamba (S-Mamba).
+
+    Every variate's last `lookback` values become one token through a shared linear map; encoder layers of bidirectional
+    Mamba and feed-forward nets mix the tokens; a linear map turns each token into `horizon` values. Cost grows linearly
+    with the number of variates. The defaults are the paper's for the hourly ETT sets.
+
+    Parameters
+    ----------
+    horizon : int
+        Rows to forecast.
+    lookback : int
+        Rows of history that each forecast sees.
+    d_model : int
+        Channels of a token.
+    d_state : int
+        State size of each channel in the scan.
+    d_conv : int
+        Width of the convolution over tokens, in tokens.
+    expand : int
+        Inner channels of a Mamba block, in multiples of `d_model`.
+    n_layers : int
+        Encoder layers.
+    d_ff : int
+        Hidden channels of the feed-forward nets.
+    dropout : float
+        In the embedding and the feed-forward nets.
+    activation : {"gelu", "relu", "silu"}
+        Of the feed-forward nets.
+    normalize : bool
+        Centre and scale every window by its own mean and standard deviation, and undo it on the forecast.
+    time_features : bool or "auto"
+        Add hour, day of week, day of month and day of year as four more tokens. "auto" does so if the frame has times.
+    scaler : {"standard", "none"}
+        Standardise each column by its training rows before the network.
+    time_col : str, optional
+        Column that holds the times; see `fit`.
+    learning_rate : float
+        Initial rate of the optimiser.
+    batch_size : int
+        Windows per step.
+    max_epochs : int
+        Passes over the training windows, at most.
+    patience : int, optional
+        Stop after this many epochs without a lower validation loss; None never stops early.
+    validation_fraction : float
+        Share of the rows, at the end of the frame, for early stopping and the choice of the best epoch. 0 trains on
+        all rows, for `max_epochs`.
+    lr_schedule : {"halve", "cosine", "constant"}
+        "halve": full rate for two epochs, then half of the previous one.
+    loss : {"mse", "mae", "huber"}
+        On the scaled values.
+    optimizer : {"adam", "adamw"}
+        With torch's default betas.
+    weight_decay : float
+        Not applied to the decay rates and skips of the scan.
+    random_state : int, numpy generator or None
+        Repeats a run on the same machine; the global generators stay untouched.
+    accelerator : str
+        As in Lightning: "auto", "cpu", "gpu", ...
+    devices : int or str
+        As in Lightning. With several, the script runs once per device: see Lightning on strategies.
+    strategy : str
+        As in Lightning.
+    num_nodes : int
+        As in Lightning.
+    precision : str
+        As in Lightning: "32-true", "bf16-mixed", "64-true", ...
+    callbacks : list of lightning.pytorch.Callback, optional
+        Added to the trainer.
+    logger : bool or Lightning logger
+        False writes nothing.
+    trainer_params : dict, optional
+        Further arguments of Lightning's Trainer, such as ``{"gradient_clip_val": 1.0}``.
+    num_workers : int
+        Processes that load data; 0 is fastest unless the data are huge.
+    verbose : int
+        0 is silent, 1 shows a progress bar.
+
+    Attributes
+    ----------
+    network_ : SMambaNetwork
+    history_ : pandas.DataFrame
+        One row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds.
+    n_iter_ : int
+        Epochs run.
+    n_features_in_ : int
+    feature_names_in_ : array of str
+    mean_, scale_ : array (variates,)
+        Of the scaler.
+
+    References
+    ----------
+    Wang et al., "Is Mamba effective for time series forecasting?", arXiv 2403.11144.
+
+    Examples
+    --------
+    >>> from ssmseq import SMambaForecaster
+    >>> from ssmseq.datasets import make_transformer_load
+    >>> df = make_transformer_load(400)
+    >>> est = SMambaForecaster(horizon=24, lookback=48, d_model=32, d_ff=32, max_epochs=1, random_state=0)
+    >>> est.fit(df).predict().shape
+    (24, 7)
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int = 96,
+        lookback: int = 96,
+        d_model: int = 256,
+        d_state: int = 2,
+        d_conv: int = 2,
+        expand: int = 1,
+        n_layers: int = 2,
+        d_ff: int = 256,
+        dropout: float = 0.1,
+        activation: str = "gelu",
+        normalize: bool = True,
+        time_features: bool | str = "auto",
+        scaler: str = "standard",
+        time_col: str | None = None,
+        learning_rate: float = 1e-4,
+        batch_size: int = 32,
+        max_epochs: int = 10,
+        patience: int | None = 3,
+        validation_fraction: float = 0.2,
+        lr_schedule: str = "halve",
+        loss: str = "mse",
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        random_state=None,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
+        strategy: str = "auto",
+        num_nodes: int = 1,
+        precision: str = "32-true",
+        callbacks: list | None = None,
+        logger=False,
+        trainer_params: dict | None = None,
+        num_workers: int = 0,
+        verbose: int = 0,
+    ):
+        self.horizon = horizon
+        self.lookback = lookback
+        self.d_model = d_model
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.n_layers = n_layers
+        self.d_ff = d_ff
+        self.dropout = dropout
+        self.activation = activation
+        self.normalize = normalize
+        self.time_features = time_features
+        self.scaler = scaler
+        self.time_col = time_col
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.lr_schedule = lr_schedule
+        self.loss = loss
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.accelerator = accelerator
+        self.devices = devices
+        self.strategy = strategy
+        self.num_nodes = num_nodes
+        self.precision = precision
+        self.callbacks = callbacks
+        self.logger = logger
+        self.trainer_params = trainer_params
+        self.num_workers = num_workers
+        self.verbose = verbose
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name in ("d_model", "d_state", "d_conv", "expand", "n_layers", "d_ff"):
+            check_number(name, getattr(self, name), minimum=1, integer=True)
+        check_number("dropout", self.dropout, minimum=0, below=1)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("normalize", self.normalize, (True, False))
+
+    def _build_network(self, n_variates: int, n_covariates: int) -> SMambaNetwork:
+        return SMambaNetwork(
+            n_variates=n_variates,
+            lookback=self.lookback,
+            horizon=self.horizon,
+            d_model=self.d_model,
+            d_state=self.d_state,
+            d_conv=self.d_conv,
+            expand=self.expand,
+            n_layers=self.n_layers,
+            d_ff=self.d_ff,
+            dropout=self.dropout,
+            activation=self.activation,
+            normalize=self.normalize,
+        )

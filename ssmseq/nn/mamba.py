@@ -1,0 +1,106 @@
+"""The Mamba block (Gu and Dao, arXiv 2312.00752) on the library's selective scan.
+
+Parameter names, shapes and initialisation are those of mamba_ssm's `Mamba`, so its state dicts load as they are.
+Difference: with `reverse` the block reads the sequence from its end, which equals flipping input and output.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmseq_kernels import selective_scan
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # range of the step sizes a fresh block starts from
+
+
+class Mamba(nn.Module):
+    """Selective state-space block: gated, with a short causal convolution before the scan.
+
+    Parameters
+    ----------
+    d_model : int
+        Channels in and out.
+    d_state : int
+        State size N of each inner channel.
+    d_conv : int
+        Width of the causal convolution, in tokens.
+    expand : int
+        Inner channels are ``expand * d_model``.
+    reverse : bool
+        Read the sequence from its end.
+
+    References
+    ----------
+    Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
+    """
+
+    def __init__(self, *, d_model: int, d_state: int, d_conv: int, expand: int, reverse: bool):
+        super().__init__()
+        d_inner, self.dt_rank, self.d_state, self.reverse = expand * d_model, -(-d_model // 16), d_state, reverse
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        for parameter in (self.A_log, self.D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        self._initialise_step_sizes(d_inner)
+
+    def _initialise_step_sizes(self, d_inner: int) -> None:
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        dt = torch.exp(torch.empty(d_inner).uniform_(math.log(DT_MIN), math.log(DT_MAX))).clamp_min(DT_FLOOR)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, d_model) to (B, L, d_model)."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = F.silu(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, reverse=self.reverse))
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y = selective_scan(
+            u,
+            F.linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()).to(self.A_log.dtype),
+            B,
+            C,
+            self.D,
+            z=z,
+            delta_bias=self.dt_proj.bias,
+            reverse=self.reverse,
+        )
+        return self.out_proj(y)
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool) -> Tensor:
+    """Depthwise convolution over the past (over the future with `reverse`), channels last.
+
+    A sum of shifted products: for the widths in use (2 to 4) it is faster on a CPU than moving the channels first for
+    `torch.nn.functional.conv1d` and back.
+
+    Parameters
+    ----------
+    x : Tensor (B, L, D)
+    weight : Tensor (D, 1, width)
+        Laid out as in `torch.nn.Conv1d`; the last tap meets the current token.
+    bias : Tensor (D,) or None
+    reverse : bool
+        Equal to flipping x, convolving, and flipping back.
+
+    Returns
+    -------
+    Tensor (B, L, D)
+    """
+    width, length = weight.shape[-1], x.shape[1]
+    taps = weight[:, 0].unbind(-1)
+    out = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
+    for lag in range(1, min(width, length)):
+        tap = taps[-1 - lag]
+        if reverse:
+            out = out + F.pad(x[:, lag:] * tap, (0, 0, 0, lag))
+        else:
+            out = out + F.pad(x[:, :-lag] * tap, (0, 0, lag, 0))
+    return out

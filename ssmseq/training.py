@@ -1,0 +1,269 @@
+"""Fits a network: the one LightningModule and the one Trainer of the library, and the only file that imports Lightning.
+
+Silent and file-free by default: no logger, no checkpoint, no model summary. The best weights are kept in memory.
+"""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ssmseq.base import check_choice, check_number
+
+LOSSES: dict[str, Callable] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SCHEDULES: dict[str, Callable[[int, int], float]] = {  # epoch counted from 0, number of epochs -> factor
+    "halve": lambda epoch, epochs: 0.5 ** max(epoch - 1, 0),
+    "cosine": lambda epoch, epochs: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / epochs)).item()),
+    "constant": lambda epoch, epochs: 1.0,
+}
+NAMED = {"max_epochs", "accelerator", "devices", "strategy", "num_nodes", "precision", "callbacks", "logger"}
+OWNED = {"enable_checkpointing", "enable_model_summary", "enable_progress_bar", "num_sanity_val_steps"}
+
+
+def _check_parameters(e) -> None:
+    check_number("learning_rate", e.learning_rate, above=0)
+    check_number("batch_size", e.batch_size, minimum=1, integer=True)
+    check_number("max_epochs", e.max_epochs, minimum=1, integer=True)
+    check_number("weight_decay", e.weight_decay, minimum=0)
+    check_number("num_workers", e.num_workers, minimum=0, integer=True)
+    if e.patience is not None:
+        check_number("patience", e.patience, minimum=1, integer=True)
+    check_choice("loss", e.loss, tuple(LOSSES))
+    check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
+    check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
+    for key in e.trainer_params or {}:
+        if key in NAMED or key in OWNED:
+            where = f"the parameter {key!r} itself" if key in NAMED else "`verbose`" if "bar" in key else "nothing"
+            raise ValueError(f"trainer_params may not hold {key!r}; use {where} instead")
+    for callback in e.callbacks or []:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"callbacks must be lightning.pytorch callbacks, got {type(callback).__module__}."
+                f"{type(callback).__name__}; import them from lightning.pytorch, not from pytorch_lightning"
+            )
+
+
+class _Module(pl.LightningModule):
+    def __init__(self, network: nn.Module, estimator):
+        super().__init__()
+        self.network = network
+        self.loss = LOSSES[estimator.loss]
+        self.estimator = estimator
+        self.sums = {}
+
+    def _step(self, part: str, batch):
+        inputs, targets = batch
+        loss = self.loss(self.network(inputs), targets)
+        total, count = self.sums.get(part, (0.0, 0))
+        self.sums[part] = (total + loss.detach() * len(targets), count + len(targets))
+        return loss
+
+    def training_step(self, batch, _):
+        return self._step("train_loss", batch)
+
+    def validation_step(self, batch, _):
+        self._step("valid_loss", batch)
+
+    def log_mean(self, part: str) -> None:
+        # Summed here and logged once an epoch: logging every step would cost more Python than a small step computes.
+        total, count = self.sums.pop(part)
+        self.log(part, total / count, prog_bar=True, sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_end(self):
+        self.log_mean("valid_loss")
+
+    def configure_optimizers(self):
+        e = self.estimator
+        decayed, kept = [], []
+        for parameter in self.network.parameters():
+            (kept if getattr(parameter, "_no_weight_decay", False) else decayed).append(parameter)
+        groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+        optimizer = OPTIMIZERS[e.optimizer](
+            [g for g in groups if g["params"]], lr=e.learning_rate, weight_decay=e.weight_decay, fused=_can_fuse(self)
+        )
+        schedule = SCHEDULES[e.lr_schedule]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: schedule(epoch, e.max_epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+
+def _can_fuse(module) -> bool:
+    clips = getattr(module.trainer, "gradient_clip_val", None)
+    return module.device.type in ("cpu", "cuda") and not (clips and "mixed" in str(module.trainer.precision))
+
+
+class _ProgressBar(TQDMProgressBar):
+    """One bar for the steps of an epoch; validation is too short to deserve its own."""
+
+    def init_validation_tqdm(self):
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+
+class _Recorder(Callback):
+    """One row per epoch, the best weights, and whether the user interrupted."""
+
+    def __init__(self, validates: bool):
+        self.validates = validates
+        self.rows: list[dict] = []
+        self.best, self.best_loss, self.interrupted = None, float("inf"), False
+        self.started, self.rate = 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.started = time.perf_counter()
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the epoch's end it is already the next one's
+
+    def on_validation_end(self, trainer, pl_module):
+        loss = float(trainer.callback_metrics["valid_loss"])
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {k: v.detach().clone() for k, v in pl_module.network.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log_mean("train_loss")
+        losses = {k: float(trainer.callback_metrics[k]) for k in ("train_loss", "valid_loss")[: 1 + self.validates]}
+        seconds = time.perf_counter() - self.started
+        self.rows.append({"epoch": trainer.current_epoch + 1, **losses, "learning_rate": self.rate, "seconds": seconds})
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+
+
+def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | None, seed: int) -> pd.DataFrame:
+    """Train a network in place and leave the best weights in it.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Maps a batch of inputs to a batch of predictions.
+    estimator : SequenceEstimator
+        Its training parameters are read: learning_rate, batch_size, max_epochs, patience, ...
+    train, valid : torch.utils.data.Dataset
+        Fetched a batch at a time through ``__getitems__``, giving (inputs, targets). Without `valid` there is no early
+        stopping and the last weights stay.
+    seed : int
+        Of the shuffling; the caller seeds the rest.
+
+    Returns
+    -------
+    history : pandas.DataFrame
+        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch.
+
+    Raises
+    ------
+    ValueError
+        For a training parameter that cannot work, before any training; or if the validation loss is never finite.
+    TypeError
+        For a callback of another namespace than lightning.pytorch.
+
+    Warns
+    -----
+    UserWarning
+        If interrupted; the network then holds the best weights so far.
+    """
+    _check_parameters(estimator)
+    recorder = _Recorder(valid is not None)
+    loaders = _loaders(estimator, train, valid, seed)
+    with _quiet(), _interruptible(recorder):
+        trainer = _trainer(estimator, recorder)
+        trainer.fit(_Module(network, estimator), *loaders)
+    if recorder.best is not None:
+        network.load_state_dict(recorder.best)
+    elif recorder.validates and not recorder.interrupted:
+        raise ValueError(
+            f"training diverged: the validation loss was never finite in {max(len(recorder.rows), 1)} epoch(s); lower "
+            f"learning_rate (now {estimator.learning_rate}) or look for extreme values in the data"
+        )
+    if recorder.interrupted:
+        kept = "the best weights so far" if recorder.best is not None else "the weights of the unfinished first epoch"
+        warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=3)
+    network.eval()
+    columns = ["epoch", "train_loss", *(["valid_loss"] if valid is not None else []), "learning_rate", "seconds"]
+    return pd.DataFrame(recorder.rows, columns=columns)
+
+
+def _loaders(estimator, train: Dataset, valid: Dataset | None, seed: int) -> list[DataLoader]:
+    size = estimator.batch_size
+    common = {"batch_size": size, "num_workers": estimator.num_workers, "collate_fn": _as_it_is}
+    shuffled = DataLoader(
+        train,
+        shuffle=True,
+        drop_last=len(train) >= size,  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(seed),
+        **common,
+    )
+    return [shuffled] if valid is None else [shuffled, DataLoader(valid, shuffle=False, **common)]
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
+    e = estimator
+    callbacks = [*(e.callbacks or []), recorder]
+    if recorder.validates and e.patience is not None:
+        callbacks.append(EarlyStopping("valid_loss", patience=e.patience))
+    if e.verbose:
+        callbacks.append(_ProgressBar(refresh_rate=10))
+    return pl.Trainer(
+        max_epochs=e.max_epochs,
+        accelerator=e.accelerator,
+        devices=e.devices,
+        strategy=e.strategy,
+        num_nodes=e.num_nodes,
+        precision=e.precision,
+        callbacks=callbacks,
+        logger=e.logger,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(e.verbose),
+        num_sanity_val_steps=0,
+        **(e.trainer_params or {}),
+    )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep Lightning from advertising and from advising on loaders that are as they are on purpose."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=".*number of training batches.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interruptible(recorder: _Recorder):
+    """Swallow the exit that Lightning makes of an interrupt, and give the signal handler back, which it takes away."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if not recorder.interrupted:
+            raise
+    finally:
+        if in_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
