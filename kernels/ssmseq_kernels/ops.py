@@ -114,4 +114,9 @@ def _backward(ctx, grad_y, grad_state, _):
     return (*wanted, None, None, None, None)
 
 
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError("selective_scan can be differentiated once; a second derivative is not available")
+
+
+torch.library.register_autograd("ssmseq::selective_scan_backward", _no_second_derivative, lib=_lib)
 torch.library.register_autograd("ssmseq::selective_scan", _backward, setup_context=_setup_context, lib=_lib)
