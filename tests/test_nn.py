@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssmseq.nn import BidirectionalMamba, Mamba, SMambaEncoderLayer, causal_conv1d
+from ssmseq.nn import BidirectionalMamba, Linear, Mamba, SMambaEncoderLayer, causal_conv1d
 
 SIZES = {"d_model": 24, "d_state": 5, "d_conv": 4, "expand": 2}
 
@@ -109,6 +109,29 @@ def test_convolution_equals_torch(length, width, reverse):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 64), (3, 5, 64), (2, 1, 64), (0, 4, 64)])
+def test_linear_by_either_library_equals_float64(monkeypatch, shape, bias):
+    layer = Linear(64, 96, bias=bias)
+    wide = torch.randn(*shape[:-1], 80)
+    for onednn in (False, torch.backends.mkldnn.is_available()):
+        monkeypatch.setattr("ssmseq.nn.linear.ONEDNN", onednn)
+        for x in (
+            wide[..., :64],
+            wide[..., :64].contiguous(),
+            wide[..., :64].transpose(0, -2).contiguous().transpose(0, -2),
+        ):
+            inputs = [x.clone().requires_grad_() if x.is_contiguous() else x.detach().requires_grad_()]
+            inputs += list(layer.parameters())
+            exact = [p.detach().double().requires_grad_() for p in inputs]
+            y, truth = layer(inputs[0]), F.linear(*exact)
+            weight = torch.randn_like(y)
+            torch.testing.assert_close(y.double(), truth, rtol=1e-5, atol=1e-5)
+            grads = torch.autograd.grad(y, inputs, weight), torch.autograd.grad(truth, exact, weight.double())
+            for a, b in zip(*grads, strict=True):
+                torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
 def test_bidirectional_sees_both_ends():

@@ -137,6 +137,13 @@ NB_MODULE(_cpu, m) {
     for (const Isa* isa : runnable()) names.emplace_back(isa->name);
     return names;
   }, "Instruction sets compiled in that this machine can run, best last.");
+  m.def("vendor", [] {
+#if defined(__x86_64__) || defined(__i386__)
+    if (__builtin_cpu_is("amd")) return std::string("amd");
+    if (__builtin_cpu_is("intel")) return std::string("intel");
+#endif
+    return std::string("other");
+  }, "Maker of the processor: amd, intel or other.");
   m.def("chunk_length", &ssmseq::chunk_length, "Steps between two saved states for a state size.");
   m.def("forward", [](bool is_double, nb::tuple sizes, nb::tuple in, nb::tuple out, bool softplus, bool reverse,
                       int threads) {

@@ -103,6 +103,13 @@ def available_backends() -> dict[str, str]:
     return {"cpu": on_cpu, "cuda": f"reference: {reason}", "other": f"reference: {reason}"}
 
 
+def processor() -> tuple[str, str]:
+    """Return the maker of the CPU ("amd", "intel", "other") and the best instruction set of the compiled scan on it."""
+    if ops.cpu is None:
+        return "other", "none"
+    return ops.cpu._cpu.vendor(), ops.cpu._cpu.runnable_isas()[-1]
+
+
 def _arithmetic_dtype(tensors: list) -> torch.dtype:
     dtype = tensors[0].dtype
     for x in tensors[1:]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssmseq.base import check_choice, check_number
 from ssmseq.forecasting.base import BaseForecaster
-from ssmseq.nn import SMambaEncoderLayer
+from ssmseq.nn import Linear, SMambaEncoderLayer
 from ssmseq.nn.bidirectional import ACTIVATIONS
 
 EPSILON = 1e-5  # added to the variance of a window
@@ -43,7 +43,7 @@ class SMambaNetwork(nn.Module):
     ):
         super().__init__()
         self.n_variates, self.normalize = n_variates, normalize
-        self.embedding = nn.Linear(lookback, d_model)
+        self.embedding = Linear(lookback, d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             SMambaEncoderLayer(
@@ -58,7 +58,7 @@ class SMambaNetwork(nn.Module):
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)
-        self.projection = nn.Linear(d_model, horizon)
+        self.projection = Linear(d_model, horizon)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map windows (B, V + K, L), variates first, to forecasts (B, V, H)."""

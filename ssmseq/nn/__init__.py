@@ -1,6 +1,7 @@
 """Blocks shared by the networks. Axis letters: B batch, L time steps or tokens, D channels, N state."""
 
 from ssmseq.nn.bidirectional import BidirectionalMamba, SMambaEncoderLayer
+from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba, causal_conv1d
 
-__all__ = ["BidirectionalMamba", "Mamba", "SMambaEncoderLayer", "causal_conv1d"]
+__all__ = ["BidirectionalMamba", "Linear", "Mamba", "SMambaEncoderLayer", "causal_conv1d"]

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -49,10 +50,10 @@ class SMambaEncoderLayer(nn.Module):
         self.mixer = BidirectionalMamba(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         self.mixer_norm = nn.LayerNorm(d_model)
         self.feed_forward = nn.Sequential(
-            nn.Linear(d_model, d_ff),
+            Linear(d_model, d_ff),
             ACTIVATIONS[activation](),
             nn.Dropout(dropout),
-            nn.Linear(d_ff, d_model),
+            Linear(d_ff, d_model),
             nn.Dropout(dropout),
         )
         self.feed_forward_norm = nn.LayerNorm(d_model)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssmseq.nn.linear import Linear
 from ssmseq_kernels import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # range of the step sizes a fresh block starts from
@@ -39,13 +40,13 @@ class Mamba(nn.Module):
     def __init__(self, *, d_model: int, d_state: int, d_conv: int, expand: int, reverse: bool):
         super().__init__()
         d_inner, self.dt_rank, self.d_state, self.reverse = expand * d_model, -(-d_model // 16), d_state, reverse
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.in_proj = Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
-        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.x_proj = Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self._initialise_step_sizes(d_inner)
@@ -64,7 +65,7 @@ class Mamba(nn.Module):
         y = selective_scan(
             u,
             F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log.float()).to(self.A_log.dtype),
+            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
             B,
             C,
             self.D,

@@ -1,0 +1,28 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer; both build .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml constraints.txt README.md $(shell find ssmseq kernels -type f -not -name '*.so' -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(BIN)/ssmseq demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/forecasting/smamba_etth1.py
+
+.venv/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build demo-output
