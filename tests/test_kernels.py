@@ -303,10 +303,11 @@ def test_integers_are_refused():
         selective_scan(**inputs)
 
 
-def test_reference_kernel_of_other_devices():
+def test_reference_kernel_of_other_devices(monkeypatch):
     """The operator's default kernel, which serves devices without one of their own, has the reference's gradients."""
     inputs = make_inputs(2, 8, 6, 3, 2, dtype=torch.float64)
     leaves = [inputs[k].requires_grad_() for k in NAMES]
+    monkeypatch.setattr(ops, "_warned", True)
     y, state, kept = ops._reference_forward(*leaves, True, True, True, True)
     truth = run_with_gradients(lambda **x: selective_scan_reference(**x, reverse=True), inputs)
     torch.testing.assert_close(y, truth["y"])
@@ -316,14 +317,14 @@ def test_reference_kernel_of_other_devices():
         torch.testing.assert_close(a, b, msg=name)
 
 
-def test_reference_warns_once_on_long_input(monkeypatch):
+def test_reference_warns_once(monkeypatch):
     monkeypatch.setattr(ops, "_warned", False)
-    u = torch.zeros(1, ops.LONG_INPUT, 1)
+    arguments = [make_inputs(1, 2, 1, 1).get(k) for k in NAMES]
     with pytest.warns(RuntimeWarning, match="ssmseq info"):
-        ops._warn_if_long(u)
+        ops._reference_forward(*arguments, True, False, False, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ops._warn_if_long(u)
+        ops._reference_forward(*arguments, True, False, False, False)
 
 
 def test_backends_name_the_instruction_set(isa):

@@ -7,7 +7,6 @@ reference on every other device or where the compiled module is missing.
 import warnings
 
 import torch
-from torch import Tensor
 
 from ssmseq_kernels.reference import selective_scan_reference
 
@@ -19,7 +18,6 @@ except ImportError as error:  # a pure-Python install, made where no C++ compile
 else:
     CPU_MISSING = None
 
-LONG_INPUT = 512  # time steps from which the reference is worth a warning
 _warned = False
 
 _INPUTS = (
@@ -37,22 +35,22 @@ _lib.define(
 )
 
 
-def _warn_if_long(u: Tensor) -> None:
+def _warn_once(device: str) -> None:
     global _warned
-    if _warned or u.shape[1] < LONG_INPUT:
+    if _warned:
         return
     _warned = True
+    remedy = "install a C++17 compiler, then ssmseq again" if device == "cpu" else "move network and data to the CPU"
     warnings.warn(
-        f"the selective scan over {u.shape[1]} steps runs on the PyTorch reference on '{u.device.type}' tensors, many "
-        "times slower than the compiled kernel. `ssmseq info` tells which kernels this installation has; on a CPU, "
-        "install a C++17 compiler and reinstall ssmseq.",
+        f"the selective scan runs on the PyTorch reference on '{device}' tensors, many times slower than the compiled "
+        f"kernel: {remedy}. `ssmseq info` tells which kernels this installation has.",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def _reference_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, return_state, keep):
-    _warn_if_long(u)
+    _warn_once(u.device.type)
     y, state = selective_scan_reference(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, initial_state=initial_state, reverse=reverse
     )
