@@ -4,8 +4,8 @@
 //   y_t = C_t . h_t + skip u_t           out = y silu(z)
 //
 // One lane is one channel, so any state size and length runs without horizontal sums. The work is cut into tasks of
-// neighbouring channel blocks of one batch element; the cut depends on the shape alone and every sum over tasks is taken
-// in one order, so results are bitwise the same for any number of threads.
+// neighbouring channel blocks of one batch element; the cut depends on the shape alone and every sum over tasks is
+// taken in one order, so results are bitwise the same for any number of threads.
 #include "selective_scan.h"
 
 #include <cstdlib>
@@ -15,6 +15,9 @@
 #endif
 
 #include "vec.h"
+
+// States must stay in registers, which takes loops that are gone after compilation.
+#define SSMSEQ_UNROLL _Pragma("GCC unroll 8")
 
 namespace {
 
@@ -53,13 +56,14 @@ struct Cut {
 };
 
 struct Task {  // some neighbouring blocks of group g of batch element b
-  int64_t b, g, span, blocks, first, end;
+  int64_t b, g, span, blocks, first, first_block, end;
   int width;
   template <class T> Task(const Forward<T>& f, const Cut& cut, int64_t index) : width(Lane<T>::W) {
     span = index % cut.spans;
     g = index / cut.spans % f.G;
     b = index / cut.spans / f.G;
     blocks = min64(cut.span, cut.blocks - span * cut.span);
+    first_block = g * cut.blocks + span * cut.span;
     first = g * cut.group_channels + span * cut.span * width;
     end = (g + 1) * cut.group_channels;
   }
@@ -78,17 +82,23 @@ template <class Body> void parallel(int64_t n, int threads, int64_t work, const 
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
-// A of one block of channels, one register per state; and the same scaled for exp2.
-template <class T>
-void load_rates(const Forward<T>& f, int64_t c0, int lanes, Vec<T>* A, Vec<T>* A2) {
-  using V = Vec<T>;
-  for (int64_t n = 0; n < f.N; ++n) {
-    V a{};
-    for (int i = 0; i < lanes; ++i) a[i] = f.A[(c0 + i) * f.N + n];
-    if (A) A[n] = a;
-    A2[n] = a * splat(kLog2e<T>);
+// A with one register per state, block after block of every group; and the same scaled for exp2.
+template <class T> struct Rates {
+  Buffer<Vec<T>> A, A2;
+  Rates(const Forward<T>& f, const Cut& cut) : A(f.G * cut.blocks * f.N), A2(f.G * cut.blocks * f.N) {
+    constexpr int W = Lane<T>::W;
+    for (int64_t block = 0; block < f.G * cut.blocks; ++block) {
+      const int64_t g = block / cut.blocks, at = block % cut.blocks * W, c0 = g * cut.group_channels + at;
+      const int lanes = static_cast<int>(min64(W, cut.group_channels - at));
+      for (int64_t n = 0; n < f.N; ++n) {
+        Vec<T> a{};
+        for (int i = 0; i < lanes; ++i) a[i] = f.A[(c0 + i) * f.N + n];
+        A.p[block * f.N + n] = a;
+        A2.p[block * f.N + n] = a * splat(kLog2e<T>);
+      }
+    }
   }
-}
+};
 
 template <class T>
 void load_state(Vec<T>* h, const T* state, int64_t N, int lanes) {  // from one batch element's (D, N) rows, or zero
@@ -107,18 +117,23 @@ void store_state(T* state, const Vec<T>* h, int64_t N, int lanes) {
     for (int i = 0; i < lanes; ++i) state[i * N + n] = h[n][i];
 }
 
+struct Chunk {  // some steps of one batch element and one group
+  int64_t b, g, t0;
+  int steps;
+};
+
 // NS states through one chunk. With `trace`, every decay and state is kept for the reverse sweep.
 template <class T, int NS, bool Trace>
-SSMSEQ_INLINE void sweep(const Forward<T>& f, int64_t b, int64_t g, int64_t t0, int steps, int64_t n, const Vec<T>* A2, Vec<T>* h,
-                         const Vec<T>* dt, const Vec<T>* dtu, Vec<T>* y, Vec<T>* decays, Vec<T>* states) {
+SSMSEQ_INLINE void sweep(const Forward<T>& f, const Chunk& at, int64_t n, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt,
+                         const Vec<T>* dtu, Vec<T>* y, Vec<T>* decays, Vec<T>* states) {
   using V = Vec<T>;
   V s[NS];
-  for (int j = 0; j < NS; ++j) s[j] = h[n + j];
-  for (int k = 0; k < steps; ++k) {
-    const T* Bt = f.Bm.at(b, t0 + k, g) + n;
-    const T* Ct = f.Cm.at(b, t0 + k, g) + n;
+  SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) s[j] = h[n + j];
+  for (int k = 0; k < at.steps; ++k) {
+    const T* Bt = f.Bm.at(at.b, at.t0 + k, at.g) + n;
+    const T* Ct = f.Cm.at(at.b, at.t0 + k, at.g) + n;
     V acc = y[k];
-    for (int j = 0; j < NS; ++j) {
+    SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
       const V a = exp2_product(dt[k], A2[n + j]);
       s[j] = fma(a, s[j], dtu[k] * splat(Bt[j]));
       acc = fma(s[j], splat(Ct[j]), acc);
@@ -130,27 +145,28 @@ SSMSEQ_INLINE void sweep(const Forward<T>& f, int64_t b, int64_t g, int64_t t0, 
     y[k] = acc;
   }
   if (!Trace)
-    for (int j = 0; j < NS; ++j) h[n + j] = s[j];
+    SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) h[n + j] = s[j];
 }
 
 template <class T>
-void sweep_all(const Forward<T>& f, int64_t b, int64_t g, int64_t t0, int steps, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt,
-               const Vec<T>* dtu, Vec<T>* y) {
+void sweep_all(const Forward<T>& f, const Chunk& at, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt, const Vec<T>* dtu,
+               Vec<T>* y) {
   int64_t n = 0;
   for (; n + kStates <= f.N; n += kStates)
-    sweep<T, kStates, false>(f, b, g, t0, steps, n, A2, h, dt, dtu, y, nullptr, nullptr);
-  for (; n + 2 <= f.N; n += 2) sweep<T, 2, false>(f, b, g, t0, steps, n, A2, h, dt, dtu, y, nullptr, nullptr);
-  for (; n < f.N; ++n) sweep<T, 1, false>(f, b, g, t0, steps, n, A2, h, dt, dtu, y, nullptr, nullptr);
+    sweep<T, kStates, false>(f, at, n, A2, h, dt, dtu, y, nullptr, nullptr);
+  for (; n + 2 <= f.N; n += 2) sweep<T, 2, false>(f, at, n, A2, h, dt, dtu, y, nullptr, nullptr);
+  for (; n < f.N; ++n) sweep<T, 1, false>(f, at, n, A2, h, dt, dtu, y, nullptr, nullptr);
 }
 
-template <class T> void forward_task(const Forward<T>& f, const Cut& cut, int64_t index) {
+template <class T>
+void forward_task(const Forward<T>& f, const Cut& cut, const Rates<T>& rates, int64_t index) {
   using V = Vec<T>;
   const Task task(f, cut, index);
   const int64_t b = task.b, K = ssmseq::chunk_length(f.N), saved = f.L ? ceil_div(f.L, K) - 1 : 0;
-  Buffer<V> state(task.blocks * f.N), rates(task.blocks * f.N);
+  const V* A2 = rates.A2.p + task.first_block * f.N;
+  Buffer<V> state(task.blocks * f.N);
   for (int64_t i = 0; i < task.blocks; ++i) {
     const int64_t c0 = task.channel(i);
-    load_rates(f, c0, task.lanes(i), nullptr, rates.p + i * f.N);
     load_state(state.p + i * f.N, f.h0 ? f.h0 + (b * f.D + c0) * f.N : nullptr, f.N, task.lanes(i));
   }
   V dt[kMaxChunk], dtu[kMaxChunk], y[kMaxChunk];
@@ -172,7 +188,7 @@ template <class T> void forward_task(const Forward<T>& f, const Cut& cut, int64_
         dtu[k] = dt[k] * u;
         y[k] = skip * u;
       }
-      sweep_all(f, b, task.g, t0, steps, rates.p + i * f.N, h, dt, dtu, y);
+      sweep_all(f, {b, task.g, t0, steps}, A2 + i * f.N, h, dt, dtu, y);
       for (int k = 0; k < steps; ++k) {
         V out = y[k];
         if (f.z.p) {
@@ -193,7 +209,8 @@ template <class T> void forward_task(const Forward<T>& f, const Cut& cut, int64_
 template <class T> void forward(const Forward<T>& f) {
   if (!f.B || !f.D) return;
   const Cut cut(f, false);
-  parallel(cut.tasks, f.threads, f.B * f.L * f.D * f.N, [&](int64_t i) { forward_task(f, cut, i); });
+  const Rates<T> rates(f, cut);
+  parallel(cut.tasks, f.threads, f.B * f.L * f.D * f.N, [&](int64_t i) { forward_task(f, cut, rates, i); });
 }
 
 // What one chunk of one block needs in the reverse sweep, one register per step.
@@ -203,31 +220,31 @@ template <class T> struct Tile {
   V y[kMaxChunk];     // C . h, from the recomputation
   V gB[kMaxChunk];    // sum over states of adjoint * B
   V gAh[kMaxChunk];   // sum over states of adjoint * decay * previous state * A
+  V decays[kMaxChunk * kStates], states[kMaxChunk * kStates];
 };
-
 
 // NS states of one chunk: recompute decays and states, then run the adjoint from the chunk's end.
 template <class T, int NS>
-SSMSEQ_INLINE void reverse_sweep(const Forward<T>& f, int64_t b, int64_t g, int64_t t0, int steps, int64_t n, const Vec<T>* A,
-                                 const Vec<T>* A2, Vec<T>* h, Vec<T>* adjoint, Tile<T>& tile, Vec<T>* decays, Vec<T>* states, Vec<T>* dB, Vec<T>* dC,
-                                 double* dA) {
+SSMSEQ_INLINE void reverse_sweep(const Forward<T>& f, const Chunk& at, int64_t n, const Vec<T>* A, const Vec<T>* A2,
+                                 Vec<T>* h, Vec<T>* adjoint, Tile<T>& tile, Vec<T>* dB, Vec<T>* dC, double* dA) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
-  sweep<T, NS, true>(f, b, g, t0, steps, n, A2, h, tile.dt, tile.dtu, tile.y, decays, states);
+  V *decays = tile.decays, *states = tile.states;
+  sweep<T, NS, true>(f, at, n, A2, h, tile.dt, tile.dtu, tile.y, decays, states);
   V lambda[NS], dAn[NS];
-  for (int j = 0; j < NS; ++j) {
+  SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
     lambda[j] = adjoint[n + j];
     dAn[j] = V{};
   }
-  for (int k = steps - 1; k >= 0; --k) {
-    const T* Bt = f.Bm.at(b, t0 + k, g) + n;
-    const T* Ct = f.Cm.at(b, t0 + k, g) + n;
+  for (int k = at.steps - 1; k >= 0; --k) {
+    const T* Bt = f.Bm.at(at.b, at.t0 + k, at.g) + n;
+    const T* Ct = f.Cm.at(at.b, at.t0 + k, at.g) + n;
     const V* previous = k ? states + (k - 1) * NS : h + n;
     const V dy = tile.dy[k], dt = tile.dt[k], dtu = tile.dtu[k];
     V gB = tile.gB[k], gAh = tile.gAh[k];
     V* dBk = dB + k * f.N + n;
     V* dCk = dC + k * f.N + n;
-    for (int j = 0; j < NS; ++j) {
+    SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
       const V l = fma(dy, splat(Ct[j]), lambda[j]);
       dCk[j] = fma(dy, states[k * NS + j], dCk[j]);
       dBk[j] = fma(l, dtu, dBk[j]);
@@ -240,9 +257,9 @@ SSMSEQ_INLINE void reverse_sweep(const Forward<T>& f, int64_t b, int64_t g, int6
     tile.gB[k] = gB;
     tile.gAh[k] = gAh;
   }
-  for (int j = 0; j < NS; ++j) {
+  SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
     adjoint[n + j] = lambda[j];
-    for (int i = 0; i < W; ++i) dA[(n + j) * W + i] += dAn[j][i];
+    add_to(dA + (n + j) * W, dAn[j]);
   }
 }
 
@@ -286,10 +303,8 @@ template <class T> void store_tile(const Backward<T>& w, int64_t b, int64_t t0, 
       store(w.dz.at(b, t0 + k) + c0, out * s * fma(z, one - s, one), lanes);
     }
   }
-  for (int i = 0; i < lanes; ++i) {
-    dskip[i] += skip_sum[i];
-    dbias[i] += bias_sum[i];
-  }
+  add_to(dskip, skip_sum);  // lanes past the last channel hold zeros
+  add_to(dbias, bias_sum);
 }
 
 // Partial sums that several tasks share; reduced over tasks in a fixed order afterwards.
@@ -298,25 +313,28 @@ template <class T> struct Partials {
   T *dB, *dC;                  // (spans, B, L, G, N); null when one span writes the result itself
 };
 
-template <class T> void backward_task(const Backward<T>& w, const Cut& cut, int64_t index, const Partials<T>& partial) {
+template <class T>
+void backward_task(const Backward<T>& w, const Cut& cut, const Rates<T>& rates, int64_t index,
+                   const Partials<T>& partial) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
   const Forward<T>& f = w.f;
   const Task task(f, cut, index);
   const int64_t b = task.b, g = task.g, N = f.N, K = ssmseq::chunk_length(N), chunks = ceil_div(f.L, K);
-  Buffer<V> adjoint(task.blocks * N), A(task.blocks * N), A2(task.blocks * N), entry(N);
-  Buffer<V> decays(K * kStates), states(K * kStates), dB(K * N), dC(K * N);
+  const V *A = rates.A.p + task.first_block * N, *A2 = rates.A2.p + task.first_block * N;
+  Buffer<V> adjoint(task.blocks * N), entry(N);
+  Buffer<V> dB(K * N), dC(K * N);
   Buffer<double> sums(task.blocks * W * (N + 2));
   for (int64_t i = 0; i < task.blocks * W * (N + 2); ++i) sums.p[i] = 0;
   for (int64_t i = 0; i < task.blocks; ++i) {
     const int64_t c0 = task.channel(i);
-    load_rates(f, c0, task.lanes(i), A.p + i * N, A2.p + i * N);
     load_state(adjoint.p + i * N, w.dhT ? w.dhT + (b * f.D + c0) * N : nullptr, N, task.lanes(i));
   }
   Tile<T> tile;
   for (int64_t c = chunks - 1; c >= 0; --c) {
     const int64_t t0 = c * K;
     const int steps = static_cast<int>(min64(K, f.L - t0));
+    const Chunk at{b, g, t0, steps};
     for (int64_t i = 0; i < steps * N; ++i) dB.p[i] = dC.p[i] = V{};
     for (int64_t i = 0; i < task.blocks; ++i) {
       const int64_t c0 = task.channel(i);
@@ -328,14 +346,13 @@ template <class T> void backward_task(const Backward<T>& w, const Cut& cut, int6
         load_state(entry.p, f.h0 ? f.h0 + (b * f.D + c0) * N : nullptr, N, lanes);
       load_tile(w, b, t0, steps, c0, lanes, tile);
       double* sum = sums.p + i * W * (N + 2);
-      V *Ai = A.p + i * N, *A2i = A2.p + i * N, *adj = adjoint.p + i * N;
+      const V *Ai = A + i * N, *A2i = A2 + i * N;
+      V* adj = adjoint.p + i * N;
       int64_t n = 0;
       for (; n + kStates <= N; n += kStates)
-        reverse_sweep<T, kStates>(f, b, g, t0, steps, n, Ai, A2i, entry.p, adj, tile, decays.p, states.p, dB.p, dC.p, sum);
-      for (; n + 2 <= N; n += 2)
-        reverse_sweep<T, 2>(f, b, g, t0, steps, n, Ai, A2i, entry.p, adj, tile, decays.p, states.p, dB.p, dC.p, sum);
-      for (; n < N; ++n)
-        reverse_sweep<T, 1>(f, b, g, t0, steps, n, Ai, A2i, entry.p, adj, tile, decays.p, states.p, dB.p, dC.p, sum);
+        reverse_sweep<T, kStates>(f, at, n, Ai, A2i, entry.p, adj, tile, dB.p, dC.p, sum);
+      for (; n + 2 <= N; n += 2) reverse_sweep<T, 2>(f, at, n, Ai, A2i, entry.p, adj, tile, dB.p, dC.p, sum);
+      for (; n < N; ++n) reverse_sweep<T, 1>(f, at, n, Ai, A2i, entry.p, adj, tile, dB.p, dC.p, sum);
       store_tile(w, b, t0, steps, c0, lanes, tile, sum + N * W, sum + (N + 1) * W);
     }
     const int64_t offset = ((task.span * f.B + b) * f.L) * f.G * N;
@@ -343,8 +360,8 @@ template <class T> void backward_task(const Backward<T>& w, const Cut& cut, int6
       T* dBk = partial.dB ? partial.dB + offset + ((t0 + k) * f.G + g) * N : w.dB.at(b, t0 + k, g);
       T* dCk = partial.dC ? partial.dC + offset + ((t0 + k) * f.G + g) * N : w.dC.at(b, t0 + k, g);
       for (int64_t n = 0; n < N; ++n) {
-        dBk[n] = lane_sum<T>(dB.p[k * N + n]);
-        dCk[n] = lane_sum<T>(dC.p[k * N + n]);
+        dBk[n] = lane_sum(dB.p[k * N + n]);
+        dCk[n] = lane_sum(dC.p[k * N + n]);
       }
     }
   }
@@ -361,12 +378,11 @@ template <class T> void backward_task(const Backward<T>& w, const Cut& cut, int6
   }
 }
 
-template <class T, class S> void reduce(T* out, const S* parts, int64_t n, int64_t count, int64_t stride) {
-  for (int64_t i = 0; i < n; ++i) {
-    S sum = 0;
-    for (int64_t p = 0; p < count; ++p) sum += parts[p * stride + i];
-    out[i] = static_cast<T>(sum);
-  }
+// Adds `count` parts of n numbers, `stride` apart, in place into the first, then writes the sums.
+template <class T, class S> void reduce(T* out, S* parts, int64_t n, int64_t count, int64_t stride) {
+  for (int64_t p = 1; p < count; ++p)
+    for (int64_t i = 0; i < n; ++i) parts[i] += parts[p * stride + i];
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(parts[i]);
 }
 
 template <class T> void backward(const Backward<T>& w) {
@@ -377,7 +393,8 @@ template <class T> void backward(const Backward<T>& w) {
   Buffer<T> mixed(cut.spans > 1 ? 2 * cut.spans * mixers : 1);
   const Partials<T> partial{sums.p, sums.p + f.B * DN, sums.p + f.B * (DN + f.D), cut.spans > 1 ? mixed.p : nullptr,
                             cut.spans > 1 ? mixed.p + cut.spans * mixers : nullptr};
-  parallel(cut.tasks, f.threads, f.B * f.L * f.D * f.N, [&](int64_t i) { backward_task(w, cut, i, partial); });
+  const Rates<T> rates(f, cut);
+  parallel(cut.tasks, f.threads, f.B * f.L * f.D * f.N, [&](int64_t i) { backward_task(w, cut, rates, i, partial); });
   if (w.dA) reduce(w.dA, partial.dA, DN, f.B, DN);
   if (w.dskip) reduce(w.dskip, partial.dskip, f.D, f.B, f.D);
   if (w.dbias) reduce(w.dbias, partial.dbias, f.D, f.B, f.D);

@@ -45,8 +45,9 @@ template <class T> using Vec = typename Lane<T>::V;
 
 #define SSMSEQ_INLINE inline __attribute__((always_inline))
 
-SSMSEQ_INLINE F32 splat(float x) { return F32{} + x; }
-SSMSEQ_INLINE F64 splat(double x) { return F64{} + x; }
+// x - 0 is x for every x; x + 0 is not (for -0), so the compiler would have to carry the addition out.
+SSMSEQ_INLINE F32 splat(float x) { return x - F32{}; }
+SSMSEQ_INLINE F64 splat(double x) { return x - F64{}; }
 
 template <class T, class V = typename Lane<T>::V>
 SSMSEQ_INLINE V load(const T* p) { V v; std::memcpy(&v, p, sizeof(V)); return v; }
@@ -164,10 +165,34 @@ template <class T, class V> SSMSEQ_INLINE V softplus(V x, V* derivative) {
   return (x > V{} ? x : V{}) + log1p_unit<T>(e);
 }
 
-template <class T, class V> SSMSEQ_INLINE T lane_sum(V v) {
-  for (int half = Lane<T>::W / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+#if defined(__AVX512F__)
+SSMSEQ_INLINE float lane_sum(F32 v) { return _mm512_reduce_add_ps((__m512)v); }
+SSMSEQ_INLINE double lane_sum(F64 v) { return _mm512_reduce_add_pd((__m512d)v); }
+#elif defined(__AVX2__)
+SSMSEQ_INLINE float lane_sum(F32 v) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+SSMSEQ_INLINE double lane_sum(F64 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+#else
+SSMSEQ_INLINE float lane_sum(F32 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+SSMSEQ_INLINE double lane_sum(F64 v) { return v[0] + v[1]; }
+#endif
+
+// Adds the lanes to W sums in double.
+SSMSEQ_INLINE void add_to(double* sums, F64 v) { store(sums, load(sums) + v); }
+SSMSEQ_INLINE void add_to(double* sums, F32 v) {
+  constexpr int half = Lane<double>::W;
+#if defined(__AVX512F__)
+  add_to(sums, (F64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)));
+  add_to(sums + half, (F64)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1)));
+#elif defined(__AVX2__)
+  add_to(sums, (F64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)));
+  add_to(sums + half, (F64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1)));
+#else
+  for (int i = 0; i < 2 * half; ++i) sums[i] += v[i];
+#endif
 }
 
 }  // namespace
