@@ -26,7 +26,7 @@ class SequenceEstimator(BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
+        state: dict[str, Any] = {**super().__getstate__()}  # type: ignore[dict-item]
         if "network_" in state:
             state["network_"] = state["network_"].cpu()
         return state

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -118,20 +119,21 @@ class _Recorder(Callback):
     def __init__(self, validates: bool):
         self.validates = validates
         self.rows: list[dict] = []
-        self.best, self.best_loss, self.interrupted = None, float("inf"), False
+        self.best: dict | None = None
+        self.best_loss, self.interrupted = float("inf"), False
         self.started, self.rate = 0.0, 0.0
 
-    def on_train_epoch_start(self, trainer, pl_module):
+    def on_train_epoch_start(self, trainer, pl_module: Any):
         self.started = time.perf_counter()
         self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # at the epoch's end it is already the next one's
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer, pl_module: Any):
         loss = float(trainer.callback_metrics["valid_loss"])
         if loss < self.best_loss:
             self.best_loss = loss
             self.best = {k: v.detach().clone() for k, v in pl_module.network.state_dict().items()}
 
-    def on_train_epoch_end(self, trainer, pl_module):
+    def on_train_epoch_end(self, trainer, pl_module: Any):
         pl_module.log_mean("train_loss")
         losses = {k: float(trainer.callback_metrics[k]) for k in ("train_loss", "valid_loss")[: 1 + self.validates]}
         seconds = time.perf_counter() - self.started
@@ -178,7 +180,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     loaders = _loaders(estimator, train, valid, seed)
     with _quiet(), _interruptible(recorder):
         trainer = _trainer(estimator, recorder)
-        trainer.fit(_Module(network, estimator), *loaders)
+        trainer.fit(_Module(network, estimator), loaders[0], loaders[1])
     if recorder.best is not None:
         network.load_state_dict(recorder.best)
     elif recorder.validates and not recorder.interrupted:
@@ -194,7 +196,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     return pd.DataFrame(recorder.rows, columns=columns)
 
 
-def _loaders(estimator, train: Dataset, valid: Dataset | None, seed: int) -> list[DataLoader]:
+def _loaders(estimator, train: Dataset, valid: Dataset | None, seed: int) -> tuple[DataLoader, DataLoader | None]:
     size = estimator.batch_size
     common = {"batch_size": size, "num_workers": estimator.num_workers, "collate_fn": _as_it_is}
     shuffled = DataLoader(
@@ -204,7 +206,7 @@ def _loaders(estimator, train: Dataset, valid: Dataset | None, seed: int) -> lis
         generator=torch.Generator().manual_seed(seed),
         **common,
     )
-    return [shuffled] if valid is None else [shuffled, DataLoader(valid, shuffle=False, **common)]
+    return shuffled, None if valid is None else DataLoader(valid, shuffle=False, **common)
 
 
 def _as_it_is(batch):

@@ -5,6 +5,7 @@ reference on every other device or where the compiled module is missing.
 """
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def _reference_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta
 def _reference_backward(
     grad_y, grad_state, u, delta, A, B, C, D, z, delta_bias, initial_state, kept, delta_softplus, reverse
 ):
-    inputs = [
+    inputs: list[Any] = [
         x if x is None else x.detach().requires_grad_() for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)
     ]
     with torch.enable_grad():

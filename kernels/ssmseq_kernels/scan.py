@@ -1,5 +1,7 @@
 """The public face of the scan: checks shapes and dtypes, then calls the operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,7 @@ def selective_scan(
     Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    tensors = [u, delta, A, B, C, D, z, delta_bias, initial_state]
+    tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias, initial_state]
     dtype = _arithmetic_dtype(tensors)
     tensors = [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors]
     for i in (3, 4):

@@ -108,7 +108,7 @@ def write_frame(values: np.ndarray, times: pd.Index, layout: FrameLayout):
         return pd.DataFrame({layout.time_name: times, **columns})
     if layout.library == "pandas":
         return pd.DataFrame(columns, index=times.rename(layout.time_name))
-    frame = nw.from_dict(columns, backend=layout.library)
+    frame = nw.from_dict(columns, backend="polars")
     if layout.time_in == "column":
         frame = frame.select(_as_series(times, layout), nw.all())
     return frame.to_native()
@@ -117,7 +117,7 @@ def write_frame(values: np.ndarray, times: pd.Index, layout: FrameLayout):
 def _as_series(times: pd.Index, layout: FrameLayout):
     zone = getattr(times, "tz", None)
     stamps = times.tz_convert("UTC").tz_localize(None) if zone is not None else times  # type: ignore[attr-defined]
-    series = nw.new_series(layout.time_name, stamps.to_numpy(), backend=layout.library)
+    series = nw.new_series(layout.time_name, stamps.to_numpy(), backend="polars")
     if zone is not None:
         return series.dt.replace_time_zone("UTC").dt.convert_time_zone(str(zone))
     return series.cast(nw.Date()) if layout.time_kind == "dates" else series
@@ -234,13 +234,13 @@ def _frequency(times: pd.Index, known):
         return int(step)
     if known is not None:
         expected = pd.date_range(times[0], periods=len(times), freq=known)
-        if expected[0] != times[0] or (expected != times).any():
-            at = max(int(np.flatnonzero(expected != times)[0]) - 1, 0)
-            raise ValueError(_irregular(times, at, f"the frequency {known!r} that fit saw"))
+        wrong = np.flatnonzero(np.asarray(expected != times))
+        if len(wrong):
+            raise ValueError(_irregular(times, max(int(wrong[0]) - 1, 0), f"the frequency {known!r} that fit saw"))
         return known
     step, at = _first_irregular(np.diff(times.asi8))
     if at is None:
-        return to_offset(times[1] - times[0]).freqstr
+        return to_offset(pd.Timedelta(step, times.unit)).freqstr  # type: ignore[call-overload]
     freq = pd.infer_freq(times) if len(times) > 2 else None
     if freq is None:
         raise ValueError(_irregular(times, at, f"a step of {pd.Timedelta(int(step), times.unit)}"))
