@@ -6,6 +6,7 @@ Silent and file-free by default: no logger, no checkpoint, no model summary. The
 import contextlib
 import logging
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -15,10 +16,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ssmseq.base import check_choice, check_number
 
@@ -104,13 +106,29 @@ def _can_fuse(module) -> bool:
     return module.device.type in ("cpu", "cuda") and not (clips and "mixed" in str(module.trainer.precision))
 
 
-class _ProgressBar(TQDMProgressBar):
-    """One bar for the steps of an epoch; validation is too short to deserve its own."""
+class _Progress(Callback):
+    """A bar over all steps on stderr; one line per epoch where stderr is not a terminal."""
 
-    def init_validation_tqdm(self):
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+    bar: tqdm
+
+    def on_train_start(self, trainer, pl_module):
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.bar = tqdm(total=total, file=sys.stderr, disable=not sys.stderr.isatty(), unit="step", leave=True)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        losses = ", ".join(f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()))
+        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {losses}"
+        if self.bar.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.bar.set_description(text)
+
+    def teardown(self, trainer, pl_module, stage):
+        if hasattr(self, "bar"):
+            self.bar.close()
 
 
 class _Recorder(Callback):
@@ -219,7 +237,7 @@ def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
     if recorder.validates and e.patience is not None:
         callbacks.append(EarlyStopping("valid_loss", patience=e.patience))
     if e.verbose:
-        callbacks.append(_ProgressBar(refresh_rate=10))
+        callbacks.append(_Progress())
     return pl.Trainer(
         max_epochs=e.max_epochs,
         accelerator=e.accelerator,
@@ -231,7 +249,7 @@ def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
         logger=e.logger,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=bool(e.verbose),
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
         **(e.trainer_params or {}),
     )

@@ -1,5 +1,7 @@
 """What any forecaster has to beat."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from ssmseq.base import check_number
@@ -40,7 +42,7 @@ class NaiveForecaster(BaseForecaster):
         horizon: int = 96,
         lookback: int = 96,
         season_length: int = 1,
-        scaler: str = "standard",
+        scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
     ):
         self.horizon = horizon

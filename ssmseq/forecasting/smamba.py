@@ -8,6 +8,8 @@ estimator. As in that code, and unlike the paper's algorithm box, there are inst
 dropout, a residual around the feed-forward net and a final normalisation.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -193,19 +195,19 @@ class SMambaForecaster(BaseForecaster):
         n_layers: int = 2,
         d_ff: int = 256,
         dropout: float = 0.1,
-        activation: str = "gelu",
+        activation: Literal["gelu", "relu", "silu"] = "gelu",
         normalize: bool = True,
-        time_features: bool | str = "auto",
-        scaler: str = "standard",
+        time_features: bool | Literal["auto"] = "auto",
+        scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
         learning_rate: float = 1e-4,
         batch_size: int = 32,
         max_epochs: int = 10,
         patience: int | None = 3,
         validation_fraction: float = 0.2,
-        lr_schedule: str = "halve",
-        loss: str = "mse",
-        optimizer: str = "adam",
+        lr_schedule: Literal["halve", "cosine", "constant"] = "halve",
+        loss: Literal["mse", "mae", "huber"] = "mse",
+        optimizer: Literal["adam", "adamw"] = "adam",
         weight_decay: float = 0.0,
         random_state=None,
         accelerator: str = "auto",

@@ -1,0 +1,52 @@
+"""Small frames and small models for the tests of the estimators."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+SMALL = {
+    "horizon": 4,
+    "lookback": 8,
+    "d_model": 16,
+    "d_ff": 16,
+    "n_layers": 1,
+    "max_epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "random_state": 0,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture
+def small():
+    """A function that makes an unfitted forecaster of the smallest useful size; arguments replace the defaults."""
+    from ssmseq import SMambaForecaster
+
+    return lambda **changes: SMambaForecaster(**SMALL | changes)
+
+
+@pytest.fixture
+def waves() -> pd.DataFrame:
+    """Three noisy waves on different scales, 200 hourly rows."""
+    noise = np.random.default_rng(0).normal(size=(200, 3))
+    values = np.sin(np.arange(200)[:, None] / [3, 5, 9]) + 0.1 * noise
+    index = pd.date_range("2021-01-01", periods=200, freq="h", name="time")
+    return pd.DataFrame(values * [1, 20, 0.5] + [0, 100, -3], index=index, columns=["a", "b", "c"])
+
+
+@pytest.fixture
+def polar_waves(waves) -> pl.DataFrame:
+    """The same rows for polars, with the times in the first column."""
+    return pl.DataFrame({"time": waves.index.to_numpy(), **{c: waves[c].to_numpy() for c in waves}})
+
+
+@pytest.fixture(scope="session")
+def fitted():
+    """A fitted forecaster that no test may change."""
+    from ssmseq import SMambaForecaster
+
+    values = np.sin(np.arange(200)[:, None] / [3, 5, 9])
+    frame = pd.DataFrame(values, index=pd.date_range("2021-01-01", periods=200, freq="h"), columns=["a", "b", "c"])
+    return SMambaForecaster(**SMALL).fit(frame)
