@@ -121,6 +121,8 @@ class ForecastDisplay:
         axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2)
         if isinstance(self.times, pd.DatetimeIndex | pd.PeriodIndex):
             self._format_dates(axes[-1])
+        if ax is None:
+            figure.align_ylabels()
         self.figure_, self.axes_ = figure, axes
         return self
 
