@@ -1,56 +1,65 @@
-"""What this installation consists of, for bug reports and for the question which scan kernel runs."""
+"""What this installation consists of: versions, devices, and which scan kernel serves which device."""
 
 import os
 import platform
 from importlib import metadata
+from typing import Any
 
-PACKAGES = (
-    "torch", "lightning", "numpy", "pandas", "scikit-learn", "narwhals", "safetensors", "jsonargparse", "optuna",
-    "triton", "matplotlib", "polars",
-)  # fmt: skip
+PACKAGES = ("torch", "lightning", "numpy", "pandas", "scikit-learn", "narwhals", "triton", "matplotlib", "polars")
 
 
-def describe_environment() -> dict:
-    """Return versions, devices and scan kernels.
+def describe_environment() -> dict[str, Any]:
+    """Collect what a report of a problem should say about the machine.
 
     Returns
     -------
     dict
-        "ssmseq", "python", "platform", "cpus" (usable), "threads" (of torch), "cuda_devices" (names), "packages" (name
-        to version, or None where not installed), "scan_kernels" (device to a sentence).
+        `ssmseq`, `python` and `platform` : str;
+        `cpu_count` : int, or None where the platform does not tell it;
+        `torch_threads` : int, the threads of one operation;
+        `cuda_devices` : list of str, their names;
+        `packages` : dict of name to version, None where a package is not installed;
+        `scan` : dict of device type to a sentence, see `ssmseq_kernels.available_backends`.
     """
     import torch
 
     from ssmseq import __version__
     from ssmseq_kernels import available_backends
 
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "ssmseq": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda_devices": [torch.cuda.get_device_name(i) for i in cuda],
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(n_cuda)],
         "packages": {name: _version(name) for name in PACKAGES},
-        "scan_kernels": available_backends(),
+        "scan": available_backends(),
     }
 
 
 def show_versions() -> None:
-    """Print versions, devices, and which scan kernel serves which device; paste it into bug reports."""
+    """Print versions, devices and scan kernels, ready to be pasted into a report.
+
+    Examples
+    --------
+    >>> import ssmseq
+    >>> ssmseq.show_versions()  # doctest: +SKIP
+    """
     found = describe_environment()
-    packages, kernels = found.pop("packages"), found.pop("scan_kernels")
+    packages, scan = found.pop("packages"), found.pop("scan")
     found["cuda_devices"] = ", ".join(found["cuda_devices"]) or "none"
-    rows = [*found.items(), *((k, v or "not installed") for k, v in packages.items())]
-    rows += [(f"scan on {device}", text) for device, text in kernels.items()]
-    width = max(len(str(name)) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+    sections = {"": found, "packages": packages, "selective scan, by device": scan}
+    for title, rows in sections.items():
+        if title:
+            print(f"\n{title}")
+        for name, value in rows.items():
+            print(f"{name:<14} {'not installed' if value is None and title else value}")
 
 
-def _version(name: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
-        return metadata.version(name)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None

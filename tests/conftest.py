@@ -50,3 +50,13 @@ def fitted():
     values = np.sin(np.arange(200)[:, None] / [3, 5, 9])
     frame = pd.DataFrame(values, index=pd.date_range("2021-01-01", periods=200, freq="h"), columns=["a", "b", "c"])
     return SMambaForecaster(**SMALL).fit(frame)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Let the test fail as soon as anything trains."""
+
+    def train(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.fit", train)

@@ -34,20 +34,6 @@ CHECKS = (
     "check_set_params",
 )
 FOLDS = TimeSeriesSplit(3, test_size=20)
-CHANGED = set(
-    [
-        "accelerator",
-        "batch_size",
-        "d_ff",
-        "d_model",
-        "horizon",
-        "learning_rate",
-        "lookback",
-        "max_epochs",
-        "n_layers",
-        "random_state",
-    ]
-)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -128,8 +114,9 @@ def test_html_names_the_estimator_and_links_no_page_of_another_project(fitted):
     assert not [link for link in links if "scikit-learn.org" in link and "ssmseq" in link]
 
 
-def test_repr_shows_changed_parameters_only(small):
-    assert set(re.findall(r"(\w+)=", repr(small(dropout=0.3)))) == CHANGED | {"dropout"}
+def test_repr_shows_changed_parameters_only():
+    assert repr(SMambaForecaster(horizon=24, dropout=0.1)) == "SMambaForecaster(horizon=24)"
+    assert repr(NaiveForecaster()) == "NaiveForecaster()"
 
 
 def test_pickle_joblib_and_deepcopy_give_the_same_forecasts(fitted, tmp_path):
@@ -240,6 +227,13 @@ def test_a_failed_fit_leaves_the_earlier_one_whole(small, waves):
     assert not [name for name in vars(new) if name.endswith("_")]
 
 
+def _outcome(call):
+    try:
+        return call()
+    except ValueError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("change", [{"horizon": 7}, {"lookback": 5}, {"d_model": 32}], ids=str)
 def test_parameters_changed_after_fit_wait_for_the_next_fit_or_ask_for_it(small, waves, change):
     est = small().fit(waves)
@@ -247,12 +241,8 @@ def test_parameters_changed_after_fit_wait_for_the_next_fit_or_ask_for_it(small,
     before = [call() for call in calls]
     est.set_params(**change)
     for call, was in zip(calls, before, strict=True):
-        try:
-            found = call()
-        except ValueError as error:
-            assert next(iter(change)) in str(error), error  # a refusal has to name what was changed
-        else:
-            pd.testing.assert_frame_equal(found, was)
+        found = _outcome(call)
+        assert next(iter(change)) in found if isinstance(found, str) else found.equals(was), found
     assert len(est.fit(waves).predict()) == est.horizon
 
 

@@ -1,81 +1,64 @@
-"""The command line `ssmseq`: this file finds the command and turns errors into exit codes; each command has its own."""
+"""The command `ssmseq`: one file per group of commands, imported only when its command is given.
 
-import importlib
-import os
-import sys
-import traceback
-
-COMMANDS = {
-    "fit": "train an estimator on a CSV or Parquet file and save it",
-    "predict": "forecast with a saved estimator",
-    "data": "list, fetch or verify the data sets",
-    "info": "versions, devices, and which scan kernel runs",
-    "demo": "train on real data, compare with baselines, draw the forecast",
-}
-OK, FAILURE, USAGE, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 130
-HELP = f"""usage: ssmseq [--version] [--help] COMMAND ...
-
-Selective state-space models (Mamba) for sequences.
-
-{{commands}}
-
-`ssmseq COMMAND --help` tells more. Results go to stdout, everything else to stderr; --json gives one document.
-With --debug, an error shows where it arose.
-
-exit codes: {OK} done, {FAILURE} failed (bad data or model), {USAGE} wrong usage, {NO_DATA} data set missing or damaged,
-            {INTERRUPTED} interrupted
+Data go to stdout, everything else to stderr. Neither the help nor `ssmseq data list` loads torch, Lightning or pandas.
 """
 
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command.
+from ssmseq.cli.contract import EXIT_CODES, OK, Parser, guarded
+
+COMMANDS = {
+    "fit": "fit an estimator on a table and save it",
+    "predict": "forecast with a saved model",
+    "data": "list, fetch or verify the benchmark data sets",
+    "info": "versions, devices, and which scan kernel serves them and why",
+    "demo": "train on ETTh1, compare with two baselines, draw the forecast",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
 
     Parameters
     ----------
-    argv : list of str, optional
+    argv : sequence of str, optional
         The words after ``ssmseq``; those of the process by default.
 
     Returns
     -------
     int
-        The exit code: 0 done, 1 failed, 2 wrong usage, 3 data set missing or damaged, 130 interrupted.
+        0 done, 1 failure, 2 wrong usage, 3 data missing or damaged, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
-    if not words or words[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        listing = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
-        print(HELP.format(commands=listing), end="")
-        return OK if words else USAGE
-    if words[0] == "--version":
-        from ssmseq import __version__
-
-        print(f"ssmseq {__version__}")
-        return OK
-    if words[0] not in COMMANDS:
-        return _complain(f"there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}", USAGE)
-    try:
-        return importlib.import_module(f"ssmseq.cli.{words[0]}").run(words[1:])
-    except SystemExit as stop:  # argparse: 0 after --help, 2 for wrong usage
-        return stop.code if isinstance(stop.code, int) else FAILURE
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of stdout has gone; nothing is left to tell it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if debug:
-            traceback.print_exc()
-        return _complain(str(error), _exit_code(error))
+    return guarded(_dispatch, list(sys.argv[1:] if argv is None else argv))
 
 
-def _exit_code(error: Exception) -> int:
-    from ssmseq.datasets import DatasetChecksumError, DatasetNotFoundError
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f"ssmseq.cli.{argv[0]}").run(argv[1:])
+    parser = _parser()
+    parser.parse_args(argv)
+    if not argv:
+        parser.error(f"a command is missing; choose one of {', '.join(COMMANDS)}")
+    return OK
 
-    return NO_DATA if isinstance(error, DatasetNotFoundError | DatasetChecksumError) else FAILURE
 
+def _parser() -> Parser:
+    from ssmseq import __version__
 
-def _complain(message: str, code: int) -> int:
-    print(f"ssmseq: error: {message}", file=sys.stderr)
-    return code
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    codes = "\n".join(f"  {code:<{width}}  {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = Parser(
+        prog="ssmseq",
+        usage="ssmseq COMMAND [options]",
+        description="Forecast with selective state-space models. `ssmseq COMMAND --help` describes a command.",
+        epilog=f"commands:\n{commands}\n\nexit codes:\n{codes}\n\n"
+        "Data go to stdout, messages and progress to stderr; --json prints one JSON document instead of text.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ssmseq {__version__}")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
+    return parser

@@ -1,63 +1,101 @@
-"""`ssmseq data`: the data sets, where they are, and whether they are intact."""
+"""`ssmseq data`: list, fetch or verify the benchmark data sets."""
 
-import argparse
-import sys
+from pathlib import Path
+from typing import Any
+
+from ssmseq.cli.contract import DATA_MISSING, OK, DataMissingError, Parser, add_common_options, print_json, remark
+from ssmseq.cli.tables import fetching
+from ssmseq.datasets import DatasetNotFoundError, fetch_file, list_datasets, verify_dataset
 
 
-def run(words: list[str]) -> int:
-    """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="ssmseq data", description="List, fetch or verify the data sets.")
-    parser.add_argument("action", choices=["list", "fetch", "verify"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all by default")
-    parser.add_argument("--data_home", metavar="DIR", help="folder to search before SSMSEQ_DATA and the cache")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    options = parser.parse_args(words)
-
-    from ssmseq.cli import NO_DATA, OK
-    from ssmseq.cli.tables import print_json
-    from ssmseq.datasets import list_datasets
-
-    entries = {entry["name"]: entry for entry in list_datasets(data_home=options.data_home)}
-    unknown = [name for name in options.names if name not in entries]
+def run(argv: list[str]) -> int:
+    """Run ``ssmseq data``."""
+    parser = Parser(
+        prog="ssmseq data",
+        description="List the benchmark data sets; fetch them, which fetching what is found nowhere; or verify the "
+        "checksums of those that are here. Searched are --data_home, the folder in SSMSEQ_DATA, and the cache.",
+    )
+    parser.add_argument("action", choices=("list", "fetch", "verify"), help="what to do")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="data sets; all by default (verify: all that are here)"
+    )
+    parser.add_argument("--data_home", metavar="DIR", help="folder to search first")
+    add_common_options(parser)
+    options = parser.parse_args(argv)
+    if options.data_home is not None and not Path(options.data_home).expanduser().is_dir():
+        parser.error(f"--data_home {options.data_home} is not a folder")
+    entries = {e["name"]: e for e in list_datasets(data_home=options.data_home)}
+    unknown = [n for n in options.names if n not in entries]
     if unknown:
-        parser.error(f"there is no data set {unknown[0]!r}; the data sets are {', '.join(entries)}")
-    names = options.names or list(entries)
-    act = {"list": lambda name: (entries[name], True), "fetch": _fetch, "verify": _verify}[options.action]
-    rows, good = [], True
-    for name in names:
-        row, fine = act(name) if options.action == "list" else act(name, options.data_home)
-        rows.append(row)
-        good = good and fine
-        if not options.json:
-            print(_line(options.action, row, fine))
+        parser.error(f"no data set is called {', '.join(unknown)}; choose from {', '.join(entries)}")
+
+    entries = {n: entries[n] for n in options.names or entries}
+    return {"list": _list, "fetch": _fetch, "verify": _verify}[options.action](entries, options)
+
+
+def _list(entries: dict[str, dict], options) -> int:
     if options.json:
-        print_json({"action": options.action, "datasets": rows})
-    return OK if good else NO_DATA
+        print_json({"datasets": list(entries.values())})
+        return OK
+    header = ("name", "rows", "columns", "MB", "found at", "licence")
+    rows = [
+        (e["name"], str(e["rows"]), str(e["columns"]), f"{e['bytes'] / 1e6:.1f}", e["path"] or "-", e["licence"])
+        for e in entries.values()
+    ]
+    _print_table([header, *rows], numeric=(1, 2, 3))
+    return OK
 
 
-def _fetch(name: str, data_home: str | None) -> tuple[dict, bool]:
-    from ssmseq.datasets import DatasetNotFoundError, fetch_file
+def _fetch(entries: dict[str, dict], options) -> int:
+    results = [_fetch_one(name, options) for name in entries]
+    if options.json:
+        print_json({"datasets": results})
+    else:
+        _print_table([(r["name"], r["path"]) for r in results if r["path"]])
+    return DATA_MISSING if any(r["error"] for r in results) else OK
 
+
+def _fetch_one(name: str, options) -> dict[str, Any]:
     try:
-        return {"name": name, "path": str(fetch_file(name, data_home=data_home))}, True
-    except (DatasetNotFoundError, ValueError) as error:
-        print(f"ssmseq: error: {error}", file=sys.stderr)
-        return {"name": name, "path": None, "error": str(error)}, False
+        with fetching(quiet=options.quiet):
+            path = fetch_file(name, data_home=options.data_home)
+    except (DatasetNotFoundError, DataMissingError) as error:
+        remark(f"ssmseq: error: {name}: {error}")
+        return {"name": name, "path": None, "error": str(error)}
+    return {"name": name, "path": str(path), "error": None}
 
 
-def _verify(name: str, data_home: str | None) -> tuple[dict, bool]:
-    from ssmseq.datasets import DatasetNotFoundError, verify_dataset
+def _verify(entries: dict[str, dict], options) -> int:
+    names = options.names or [n for n, e in entries.items() if e["path"] is not None]
+    if not names:
+        raise DatasetNotFoundError("no data set was found to verify: fetch one first, or set SSMSEQ_DATA to its folder")
+    results = [_verify_one(name, options) for name in names]
+    if options.json:
+        print_json({"datasets": results})
+    else:
+        _print_table([(r["name"], "ok" if r["ok"] else "WRONG", r["path"]) for r in results if r["path"]])
+    return OK if all(r["ok"] for r in results) else DATA_MISSING
 
+
+def _verify_one(name: str, options) -> dict[str, Any]:
     try:
-        found = verify_dataset(name, data_home=data_home)
+        result = verify_dataset(name, data_home=options.data_home)
     except (DatasetNotFoundError, ValueError) as error:
-        print(f"ssmseq: error: {error}", file=sys.stderr)
-        return {"name": name, "path": None, "ok": False, "error": str(error)}, False
-    return found, found["ok"]
+        remark(f"ssmseq: error: {name}: {error}")
+        keys = ("path", "sha256", "expected_sha256", "rows", "expected_rows")
+        return {"name": name, **dict.fromkeys(keys), "ok": False, "error": str(error)}
+    wrong = None
+    if not result["ok"]:
+        wrong = (
+            f"{result['path']} has {result['rows']} rows and sha256 {result['sha256']}, expected "
+            f"{result['expected_rows']} and {result['expected_sha256']}; remove it and fetch {name} again"
+        )
+        remark(f"ssmseq: error: {name}: {wrong}")
+    return {**result, "error": wrong}
 
 
-def _line(action: str, row: dict, fine: bool) -> str:
-    where = row["path"] or "not here"
-    if action == "list":
-        return f"{row['name']:<18}{row['rows']:>7} x {row['columns']:<4}{row['bytes'] / 1e6:7.1f} MB  {where}"
-    return f"{row['name']:<18}{'ok' if fine else 'FAILED':<8}{where}"
+def _print_table(rows: list[tuple[str, ...]], *, numeric: tuple[int, ...] = ()) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [c.rjust(w) if i in numeric else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())

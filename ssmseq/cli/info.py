@@ -1,16 +1,16 @@
-"""`ssmseq info`: what is installed, and which scan kernel runs where."""
+"""`ssmseq info`: what a report of a problem should say about the machine."""
 
-import argparse
+from ssmseq.cli.contract import OK, Parser, add_common_options, print_json
 
 
-def run(words: list[str]) -> int:
-    """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="ssmseq info", description="Versions, devices, and which scan kernel runs.")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    options = parser.parse_args(words)
+def run(argv: list[str]) -> int:
+    """Run ``ssmseq info``."""
+    parser = Parser(
+        prog="ssmseq info", description="Print versions, devices, and which scan kernel serves which device and why."
+    )
+    add_common_options(parser)
+    options = parser.parse_args(argv)
 
-    from ssmseq.cli import OK
-    from ssmseq.cli.tables import print_json
     from ssmseq.environment import describe_environment, show_versions
 
     if options.json:

@@ -1,31 +1,48 @@
-"""`ssmseq predict`: a saved estimator, a forecast on stdout."""
+"""`ssmseq predict`: forecast with a saved model."""
 
-import argparse
+from ssmseq.cli.contract import OK, Parser, add_common_options, print_json, remark
+from ssmseq.cli.tables import read_table, with_time_column, write_table
 
 
-def run(words: list[str]) -> int:
-    """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="ssmseq predict", description="Forecast with a saved estimator.")
-    parser.add_argument("folder", help="where `ssmseq fit` saved it")
-    parser.add_argument("data", nargs="?", help="history to forecast from; by default the end of the training data")
-    parser.add_argument("--output", metavar="FILE", help="CSV file to write, instead of stdout")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of CSV")
-    options = parser.parse_args(words)
+def run(argv: list[str]) -> int:
+    """Run ``ssmseq predict``."""
+    parser = Parser(prog="ssmseq predict", description="Forecast the rows that follow a history, with a saved model.")
+    parser.add_argument("folder", metavar="FOLDER", help="where `ssmseq fit --save` or estimator.save put the model")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="history, as `ssmseq fit` takes it; by default the end of the training rows",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the forecast here, as CSV or Parquet by its suffix, and not to stdout"
+    )
+    add_common_options(parser)
+    options = parser.parse_args(argv)
 
-    from ssmseq.cli import OK
-    from ssmseq.cli.tables import print_json, read_table, write_csv
-    from ssmseq.persistence import load
+    import ssmseq
 
-    estimator = load(options.folder)
-    forecast = estimator.predict(None if options.data is None else read_table(options.data, estimator.time_col))
-    if not options.json:
-        write_csv(forecast, options.output)
-        return OK
-    import numpy as np
-
-    from ssmseq.forecasting.frames import read_frame
-
-    values, times, layout = read_frame(forecast, estimator.time_col, estimator.layout_)
-    columns = {str(c): np.asarray(values[:, i]).tolist() for i, c in enumerate(layout.columns)}
-    print_json({"time": [str(t) for t in times], "forecast": columns})
+    estimator = ssmseq.load(options.folder)
+    history = None if options.data is None else read_table(options.data, estimator.time_col, quiet=options.quiet)
+    forecast = with_time_column(estimator.predict(history), estimator.layout_.columns)
+    if options.output is not None:
+        write_table(forecast, options.output)
+        remark(f"{len(forecast)} rows written to {options.output}", quiet=options.quiet)
+    if options.json:
+        _print_document(options, estimator, forecast)
+    elif options.output is None:
+        write_table(forecast, None)
     return OK
+
+
+def _print_document(options, estimator, forecast) -> None:
+    print_json(
+        {
+            "estimator": type(estimator).__name__,
+            "folder": options.folder,
+            "rows": len(forecast),
+            "columns": list(forecast.columns),
+            "output": options.output,
+            "forecast": forecast.to_dict("records") if options.output is None else None,
+        }
+    )

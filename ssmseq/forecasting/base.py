@@ -206,7 +206,7 @@ class BaseForecaster(SequenceEstimator):
         """Return the number of training rows, and the validation rows with their history, or None twice."""
         if validation is not None:
             found, found_times, _ = read_frame(validation, self.time_col, layout)
-            if layout.time_in != "nowhere" and future_times(times, layout.freq, 1)[0] == found_times[0]:
+            if future_times(times, layout.freq, 1)[0] == found_times[0]:
                 found = np.concatenate([values[-self.lookback :], found])
                 found_times = times[-self.lookback :].append(found_times)
             self._check_length("validation frame, with the history before it,", len(found), len(found))

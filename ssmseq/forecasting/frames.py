@@ -1,7 +1,8 @@
 """Wide frames to arrays and back: pandas, polars, or a plain two-dimensional array.
 
 A wide frame has one numeric column per variate and one row per time step. Its times are, in this order: the column
-named `time_col`; the index of a pandas frame, if it holds times; the only column with a temporal dtype; the row number.
+named `time_col`; a pandas index of stamps or periods; the only column with a temporal dtype; a pandas index of whole
+numbers; the row number.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,7 +11,10 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import pandas as pd
-from pandas.tseries.frequencies import to_offset
+
+from ssmseq.forecasting.times import as_times, frequency, future_times, kind_of
+
+__all__ = ["FrameLayout", "future_times", "read_frame", "write_frame"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,10 @@ class FrameLayout:
     library: str  # "pandas", "polars" or "numpy"
     columns: tuple[Any, ...]  # the variates, in order
     time_name: Any  # of the index or the column
-    time_in: str  # "index", "column" or "nowhere"
-    time_kind: str  # "stamps", "dates" (without a time of day), "periods" or "numbers"
-    freq: Any  # alias of the offset, or the step of a numbered index
+    time_at: int | None  # position of the column of times; None if they were in the index, or nowhere
+    time_kind: str  # "stamps", "periods" or "numbers"
+    time_dtype: str | None  # of a polars column that pandas cannot hold: "Date", "Int32", ...
+    freq: Any  # distance of the rows: an alias, or the step of numbered rows
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -58,128 +63,115 @@ def read_frame(frame, time_col=None, layout: FrameLayout | None = None) -> tuple
     ValueError
         If a column is not numeric, missing, new, or holds NaN or infinity; or if times are duplicated or irregular.
     """
-    if isinstance(frame, np.ndarray):
-        if frame.ndim != 2:
-            raise ValueError(f"an array must be (rows, variates), got shape {frame.shape}")
-        frame, library = pd.DataFrame(frame), "numpy"
-    else:
-        library = "pandas" if isinstance(frame, pd.DataFrame) else _library(frame)
-    if len(frame) == 0:
-        raise ValueError("the frame has no rows")
-    times, time_name, time_in, table = _split_times(frame, library, time_col)
+    library, table, dtypes = _as_pandas(frame)
+    if not table.columns.is_unique:
+        raise ValueError(f"column names must differ, got {list(table.columns)}")
+    times, time_at = _find_times(table, time_col)
+    time_name = table.index.name if time_at is None else table.columns[time_at]
+    table = table if time_at is None else table.drop(columns=time_name)
     values, columns = _numeric_values(table, None if layout is None else layout.columns)
-    order = np.argsort(times, kind="stable")
-    if (order[1:] < order[:-1]).any():
+    if not times.is_monotonic_increasing:
+        order = times.argsort()
         times, values = times[order], values[order]
     _reject_missing(values, columns, times)
-    kind = _time_kind(times, frame, time_name)
+    kind = kind_of(times)
     if layout is not None and kind != layout.time_kind:
         raise ValueError(f"the times of this frame are {kind}, but those that fit saw were {layout.time_kind}")
-    freq = _frequency(times, None if layout is None else layout.freq)
-    return values, times, FrameLayout(library, columns, time_name, time_in, kind, freq)
-
-
-def _time_kind(times: pd.Index, frame, time_name) -> str:
-    if isinstance(times, pd.PeriodIndex):
-        return "periods"
-    if not isinstance(times, pd.DatetimeIndex):
-        return "numbers"
-    table = nw.from_native(frame, eager_only=True)
-    return "dates" if time_name in table.columns and table.get_column(time_name).dtype == nw.Date else "stamps"
-
-
-def future_times(times: pd.Index, freq, n_rows: int) -> pd.Index:
-    """Return the `n_rows` times that follow the last one."""
-    last: Any = times[-1]
-    if isinstance(times, pd.DatetimeIndex):
-        found = pd.date_range(last, periods=n_rows + 1, freq=freq)
-        return found[1:].as_unit(times.unit)
-    if isinstance(times, pd.PeriodIndex):
-        return pd.period_range(last, periods=n_rows + 1)[1:]
-    return pd.RangeIndex(last + freq, last + freq * (n_rows + 1), freq)
+    freq = frequency(times, None if layout is None else layout.freq)
+    return values, times, FrameLayout(library, columns, time_name, time_at, kind, dtypes.get(time_name), freq)
 
 
 def write_frame(values: np.ndarray, times: pd.Index, layout: FrameLayout):
     """Lay an array (T, V) out as `layout` says."""
     if layout.library == "numpy":
         return values
-    columns = {c: values[:, i] for i, c in enumerate(layout.columns)}
-    if layout.library == "pandas" and layout.time_in == "column":
-        return pd.DataFrame({layout.time_name: times, **columns})
-    if layout.library == "pandas":
+    columns = dict(zip(layout.columns, values.T, strict=True))
+    if layout.library == "polars":
+        frame = nw.from_dict(columns, backend="polars")
+        if layout.time_at is not None:
+            series = [frame.get_column(c) for c in layout.columns]
+            series.insert(layout.time_at, _polars_times(times, layout))
+            frame = frame.select(*series)
+        return frame.to_native()
+    if layout.time_at is None:
         return pd.DataFrame(columns, index=times.rename(layout.time_name))
-    frame = nw.from_dict(columns, backend="polars")
-    if layout.time_in == "column":
-        frame = frame.select(_as_series(times, layout), nw.all())
-    return frame.to_native()
+    frame = pd.DataFrame(columns)
+    frame.insert(layout.time_at, layout.time_name, times)
+    return frame
 
 
-def _as_series(times: pd.Index, layout: FrameLayout):
-    zone = getattr(times, "tz", None)
-    stamps = times.tz_convert("UTC").tz_localize(None) if zone is not None else times  # type: ignore[attr-defined]
-    series = nw.new_series(layout.time_name, stamps.to_numpy(), backend="polars")
-    if zone is not None:
-        return series.dt.replace_time_zone("UTC").dt.convert_time_zone(str(zone))
-    return series.cast(nw.Date()) if layout.time_kind == "dates" else series
+def _as_pandas(frame) -> tuple[str, pd.DataFrame, dict[Any, str]]:
+    """Return the library, a pandas frame, and the names of the dtypes of polars columns that pandas cannot hold."""
+    if isinstance(frame, pd.DataFrame):
+        library, table, dtypes = "pandas", frame, {}
+    elif isinstance(frame, np.ndarray):
+        if frame.ndim != 2:
+            raise ValueError(f"an array must be (rows, variates), got shape {frame.shape}")
+        library, table, dtypes = "numpy", pd.DataFrame(frame), {}
+    else:
+        library, table, dtypes = _polars_as_pandas(frame)
+    if len(table) == 0:
+        raise ValueError("the frame has no rows")
+    return library, table, dtypes
 
 
-def _library(frame) -> str:
+def _polars_as_pandas(frame) -> tuple[str, pd.DataFrame, dict[Any, str]]:
     try:
-        library = nw.from_native(frame, eager_only=True).implementation.value
+        table = nw.from_native(frame, eager_only=True)
     except TypeError:
-        library = ""
-    if library != "polars":
+        table = None
+    if table is None or table.implementation.value != "polars":
         remedy = "; call .to_frame() on it" if hasattr(frame, "to_frame") else ""
+        remedy = "; call .collect() on it" if hasattr(frame, "collect") else remedy
         raise TypeError(
             f"expected a pandas or polars DataFrame or a two-dimensional array, got {type(frame).__module__}."
             f"{type(frame).__name__}{remedy}"
         )
-    return library
+    columns, dtypes = {}, {}
+    for series in table.iter_columns():
+        array = pd.Series(series.to_numpy())
+        zone = getattr(series.dtype, "time_zone", None)
+        if zone is not None:  # polars hands out UTC without saying so
+            array = array.dt.tz_localize("UTC").dt.tz_convert(zone)
+        columns[series.name] = array
+        if series.dtype == nw.Date or series.dtype.is_integer():
+            dtypes[series.name] = type(series.dtype).__name__
+    return "polars", pd.DataFrame(columns), dtypes
 
 
-def _split_times(frame, library: str, time_col) -> tuple[pd.Index, Any, str, Any]:
-    """Return the times, their name, where they were, and the rest as a narwhals frame."""
-    table = nw.from_native(frame, eager_only=True)
-    if len(set(table.columns)) != len(table.columns):
-        raise ValueError(f"column names must differ, got {list(table.columns)}")
-    if time_col is None and library == "pandas" and not _is_plain_range(frame.index):
-        return _as_times(frame.index, "the index"), frame.index.name, "index", table
-    if time_col is None:
-        temporal = [c for c in table.columns if table.get_column(c).dtype.is_temporal()]
+def _polars_times(times: pd.Index, layout: FrameLayout):
+    zone = getattr(times, "tz", None)
+    if isinstance(times, pd.DatetimeIndex):
+        plain = times if zone is None else times.tz_convert("UTC").tz_localize(None)
+        plain = plain.as_unit("ms") if times.unit == "s" else plain  # polars has no seconds
+        series = nw.new_series(layout.time_name, plain.to_numpy(), backend="polars")
+    else:
+        series = nw.new_series(layout.time_name, np.asarray(times), backend="polars")
+    if zone is not None:
+        series = series.dt.replace_time_zone("UTC").dt.convert_time_zone(str(zone))
+    return series if layout.time_dtype is None else series.cast(getattr(nw, layout.time_dtype))
+
+
+def _find_times(table: pd.DataFrame, time_col) -> tuple[pd.Index, int | None]:
+    """Return the times, and the position of their column or None."""
+    index = table.index
+    if time_col is None and not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+        temporal = [c for c in table.columns if _is_temporal(table[c].dtype)]
         if len(temporal) > 1:
-            raise ValueError(f"columns {temporal} all hold times; say which one counts with time_col=")
+            raise ValueError(f"the columns {temporal} all hold times; say which one counts with time_col=")
         time_col = temporal[0] if temporal else None
     if time_col is None:
-        return pd.RangeIndex(len(table)), None, "index" if library == "pandas" else "nowhere", table
+        return as_times(index, "the index"), None
     if time_col not in table.columns:
         raise ValueError(f"time_col={time_col!r} is not a column; the columns are {list(table.columns)}")
-    return _column_times(table.get_column(time_col)), time_col, "column", table.drop(time_col)
+    return as_times(pd.Index(table[time_col]), f"column {time_col!r}"), table.columns.get_loc(time_col)  # type: ignore
 
 
-def _column_times(series) -> pd.Index:
-    values = pd.Index(series.to_numpy())
-    zone = getattr(series.dtype, "time_zone", None)
-    if zone is not None and getattr(values, "tz", None) is None:  # polars hands out UTC without saying so
-        values = pd.DatetimeIndex(values).tz_localize("UTC").tz_convert(zone)
-    return _as_times(values, f"column {series.name!r}")
+def _is_temporal(dtype) -> bool:
+    return pd.api.types.is_datetime64_any_dtype(dtype) or isinstance(dtype, pd.PeriodDtype)
 
 
-def _is_plain_range(index: pd.Index) -> bool:
-    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
-
-
-def _as_times(index: pd.Index, where: str) -> pd.Index:
-    if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) and not pd.api.types.is_integer_dtype(index.dtype):
-        try:
-            index = pd.DatetimeIndex(pd.to_datetime(index))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where} holds no time stamps or whole numbers: {error}") from error
-    if index.hasnans:
-        raise ValueError(f"{where} has no time in row {int(np.flatnonzero(index.isna())[0])}")
-    return index
-
-
-def _numeric_values(table, wanted: tuple | None) -> tuple[np.ndarray, tuple]:
+def _numeric_values(table: pd.DataFrame, wanted: tuple | None) -> tuple[np.ndarray, tuple]:
     columns = tuple(table.columns)
     if wanted is not None:
         missing, new = [c for c in wanted if c not in columns], [c for c in columns if c not in wanted]
@@ -189,17 +181,18 @@ def _numeric_values(table, wanted: tuple | None) -> tuple[np.ndarray, tuple]:
                 f"the frame {' and '.join(told)}: fit saw {len(wanted)} columns {list(wanted)}, this frame has "
                 f"{len(columns)}"
             )
-        columns = wanted
+        columns = tuple(wanted)
     if not columns:
         raise ValueError("the frame has no column beside the times")
     for c in columns:
-        dtype = table.get_column(c).dtype
-        if not (dtype.is_numeric() or dtype == nw.Boolean):
+        dtype = table[c].dtype
+        if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
+            text = dtype == object or isinstance(dtype, pd.StringDtype)
             raise ValueError(
                 f"column {c!r} is not numeric (dtype {dtype}); drop or convert it"
-                + (f", or pass time_col={c!r} if it holds the times" if dtype in (nw.String, nw.Object) else "")
+                + (f", or pass time_col={c!r} if it holds the times" if text else "")
             )
-    values = np.column_stack([table.get_column(c).to_numpy().astype(np.float64) for c in columns])
+    values = np.column_stack([table[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns])
     return values, columns
 
 
@@ -212,51 +205,3 @@ def _reject_missing(values: np.ndarray, columns: tuple, times: pd.Index) -> None
             f"column {columns[column]!r} holds {int(bad[:, column].sum())} NaN or infinite values, the first "
             f"({values[row, column]}) at {times[row]}; fill them first (frame.interpolate())"
         )
-
-
-def _frequency(times: pd.Index, known):
-    duplicated = times.duplicated()
-    if duplicated.any():
-        raise ValueError(
-            f"the time {times[duplicated][0]} stands in {int((times == times[duplicated][0]).sum())} rows; keep one "
-            "row per time step (frame.groupby(level=0).mean())"
-        )
-    if len(times) == 1:
-        if known is None:
-            raise ValueError("one row is too few to find the time step; give at least lookback + horizon rows")
-        return known
-    if not isinstance(times, pd.DatetimeIndex):
-        numbers = times.asi8 if isinstance(times, pd.PeriodIndex) else np.asarray(times)
-        step, at = _first_irregular(np.diff(numbers))
-        if at is not None or (known is not None and step != known):
-            at = 0 if at is None else at
-            raise ValueError(_irregular(times, at, f"a step of {step if known is None else known}"))
-        return int(step)
-    if known is not None:
-        expected = pd.date_range(times[0], periods=len(times), freq=known)
-        wrong = np.flatnonzero(np.asarray(expected != times))
-        if len(wrong):
-            raise ValueError(_irregular(times, max(int(wrong[0]) - 1, 0), f"the frequency {known!r} that fit saw"))
-        return known
-    step, at = _first_irregular(np.diff(times.asi8))
-    if at is None:
-        return to_offset(pd.Timedelta(step, times.unit)).freqstr  # type: ignore[call-overload]
-    freq = pd.infer_freq(times) if len(times) > 2 else None
-    if freq is None:
-        raise ValueError(_irregular(times, at, f"a step of {pd.Timedelta(int(step), times.unit)}"))
-    return freq
-
-
-def _first_irregular(steps: np.ndarray) -> tuple[int, int | None]:
-    """Return the commonest step, and where another first occurs, if any does."""
-    found, counts = np.unique(steps, return_counts=True)
-    step = found[counts.argmax()]
-    return int(step), None if len(found) == 1 else int(np.flatnonzero(steps != step)[0])
-
-
-def _irregular(times: pd.Index, at: int, expected: str) -> str:
-    return (
-        f"the rows are not evenly spaced: after {times[at]} comes {times[at + 1]}, which does not fit {expected}. "
-        "Bring them to a regular grid first (frame.asfreq(...), frame.resample(...).mean()), or drop the times "
-        "(frame.reset_index(drop=True)) to take the rows as evenly spaced"
-    )

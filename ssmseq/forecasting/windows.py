@@ -45,5 +45,5 @@ def calendar_features(times: pd.DatetimeIndex | pd.PeriodIndex) -> np.ndarray:
 
     The four are those of S-Mamba's code, whatever the frequency of the data (for daily data the hour is constant).
     """
-    columns = [times.hour / 23, times.dayofweek / 6, (times.day - 1) / 30, (times.dayofyear - 1) / 365]
+    columns = [times.hour / 23, times.day_of_week / 6, (times.day - 1) / 30, (times.day_of_year - 1) / 365]
     return np.column_stack(columns) - 0.5

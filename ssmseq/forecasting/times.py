@@ -1,0 +1,153 @@
+"""The time axis of a frame: what counts as times, how far apart they are, and which come next.
+
+Times are a pandas index of stamps, of periods, or of whole numbers. Their distance, `freq`, is an alias such as "h" or
+"MS" for stamps, an alias with a count such as "2M" for periods, and an int for numbers.
+"""
+
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.tseries.frequencies import to_offset
+
+DAY = pd.Timedelta("1D")
+
+
+def as_times(index: pd.Index, where: str) -> pd.Index:
+    """Return an index of stamps, periods or int64 numbers; ValueError naming `where` if it holds none of them."""
+    if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+        times = index
+    elif pd.api.types.is_integer_dtype(index.dtype) and not index.hasnans:
+        times = pd.Index(index.to_numpy(dtype=np.int64), name=index.name)
+    elif pd.api.types.is_numeric_dtype(index.dtype) or isinstance(index, pd.MultiIndex):
+        raise ValueError(f"{where} holds no time stamps or whole numbers, but {_sample(index)}")
+    else:
+        try:
+            times = pd.DatetimeIndex(_quietly(pd.to_datetime, index), name=index.name)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where} holds no time stamps or whole numbers, but {_sample(index)}") from error
+    if times.hasnans:
+        raise ValueError(f"{where} has no time in row {int(np.flatnonzero(times.isna())[0])}; drop or fill that row")
+    return times
+
+
+def kind_of(times: pd.Index) -> str:
+    """Return "stamps", "periods" or "numbers"."""
+    if isinstance(times, pd.DatetimeIndex):
+        return "stamps"
+    return "periods" if isinstance(times, pd.PeriodIndex) else "numbers"
+
+
+def frequency(times: pd.Index, known=None):
+    """Return the distance of the rows, or the known one after a check.
+
+    Parameters
+    ----------
+    times : pandas.Index (T,)
+        Sorted.
+    known : optional
+        The distance that must hold.
+
+    Raises
+    ------
+    ValueError
+        If times are duplicated, irregular, or not `known` apart.
+    """
+    _reject_duplicates(times)
+    if known is not None:
+        _require(times, known)
+        return known
+    given = getattr(times, "freq", None) if isinstance(times, pd.DatetimeIndex) else None
+    if given is not None and given.n > 0:
+        return given.freqstr
+    if len(times) == 1:
+        raise ValueError("one row is too few to find the time step; give at least lookback + horizon rows")
+    step, at = _commonest_step(times)
+    if not isinstance(times, pd.DatetimeIndex):
+        if at is not None:
+            raise ValueError(_irregular(times, at, f"a step of {step}"))
+        return f"{step}{times.freq.base.freqstr}" if isinstance(times, pd.PeriodIndex) else step
+    distance: Any = pd.Timedelta(step, times.unit)
+    if at is None and distance % DAY:
+        return to_offset(distance).freqstr
+    # Days, weeks and months keep the wall clock, which may move against the step of a day when clocks change.
+    wall = times.tz_localize(None)
+    found = _quietly(pd.infer_freq, wall) if len(wall) > 2 else None
+    found = getattr(found, "freqstr", found)  # pandas is about to return the offset itself
+    if found is None and at is None:
+        return f"{distance // DAY}D"
+    if found is None:
+        raise ValueError(_irregular(times, at or 0, f"a step of {distance}"))
+    return found
+
+
+def future_times(times: pd.Index, freq, n_rows: int) -> pd.Index:
+    """Return the `n_rows` times that follow the last one."""
+    last: Any = times[-1]
+    if isinstance(times, pd.DatetimeIndex):
+        return pd.date_range(last, periods=n_rows + 1, freq=freq)[1:].as_unit(times.unit)
+    steps = np.arange(1, n_rows + 1) * _count(freq)
+    if isinstance(times, pd.PeriodIndex):
+        return pd.PeriodIndex.from_ordinals(last.ordinal + steps, freq=times.freq)
+    return pd.RangeIndex(last + freq, last + freq * (n_rows + 1), freq)
+
+
+def _quietly(function, *arguments):
+    """Call a pandas function without its advice on formats and on what later versions return."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments)
+
+
+def _count(freq) -> int:
+    return freq if isinstance(freq, int) else int(re.match(r"\d*", freq).group() or 1)  # type: ignore[union-attr]
+
+
+def _sample(index: pd.Index) -> str:
+    return f"{index[0]!r} (dtype {index.dtype})" + ("; convert it with pd.to_datetime" if index.dtype == object else "")
+
+
+def _ordinals(times: pd.Index) -> np.ndarray:
+    return times.asi8 if isinstance(times, pd.DatetimeIndex | pd.PeriodIndex) else np.asarray(times)
+
+
+def _commonest_step(times: pd.Index) -> tuple[int, int | None]:
+    """Return the commonest step, and the row after which another first occurs, if any does."""
+    steps = np.diff(_ordinals(times))
+    found, counts = np.unique(steps, return_counts=True)
+    step = found[counts.argmax()]
+    return int(step), None if len(found) == 1 else int(np.flatnonzero(steps != step)[0])
+
+
+def _require(times: pd.Index, known) -> None:
+    if isinstance(times, pd.DatetimeIndex):
+        expected = pd.date_range(times[0], periods=len(times), freq=known)
+        wrong = np.flatnonzero(np.asarray(expected != times))
+    elif isinstance(times, pd.PeriodIndex) and not str(known).endswith(times.freq.base.freqstr):
+        raise ValueError(f"the rows are periods of {times.freqstr!r}, but fit saw {known!r}")
+    else:
+        wrong = np.flatnonzero(np.diff(_ordinals(times)) != _count(known)) + 1
+    if len(wrong):
+        if len(times) == 1:
+            raise ValueError(f"the time {times[0]} does not fit the frequency {known!r} that fit saw")
+        raise ValueError(_irregular(times, max(int(wrong[0]) - 1, 0), f"the frequency {known!r} that fit saw"))
+
+
+def _reject_duplicates(times: pd.Index) -> None:
+    duplicated = times.duplicated()
+    if duplicated.any():
+        first = times[duplicated][0]
+        raise ValueError(
+            f"the time {first} stands in {int((times == first).sum())} rows; keep one row per time step, for example by "
+            "frame.groupby(level=0).mean()"
+        )
+
+
+def _irregular(times: pd.Index, at: int, expected: str) -> str:
+    return (
+        f"the rows are not evenly spaced: after {times[at]} comes {times[at + 1]}, which does not fit {expected}. "
+        "Bring them to a regular grid first (frame.asfreq(...), frame.resample(...).mean()), or drop the times "
+        "(frame.reset_index(drop=True)) to take the rows as evenly spaced"
+    )
