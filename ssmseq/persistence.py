@@ -66,27 +66,36 @@ def load(folder):
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version, name, params, fitted = (config[k] for k in ("format_version", "class", "params", "fitted"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not the description of a saved model: {error!r}") from error
+    config = _read_config(folder / CONFIG)
+    version, name = config["format_version"], config["class"]
     if version != FORMAT_VERSION:
-        made_by = config.get("versions", {}).get("ssmseq", "unknown")
+        versions = config.get("versions")
+        made_by = versions.get("ssmseq", "unknown") if isinstance(versions, dict) else "unknown"
         newer = isinstance(version, int) and version > FORMAT_VERSION
         raise ValueError(
             f"{folder} has model format {version}, made by ssmseq {made_by}; this ssmseq reads format "
             f"{FORMAT_VERSION}. {'Upgrade ssmseq' if newer else 'Fit and save the model again'}"
         )
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"{folder} holds a {name!r}, which is not one of {', '.join(CLASSES)}")
     estimator = getattr(importlib.import_module(CLASSES[name]), name)()
     try:
-        estimator.set_params(**params)
-        estimator._import_state(fitted, from_bytes((folder / WEIGHTS).read_bytes()))
-    except (KeyError, RuntimeError, TypeError) as error:
+        estimator.set_params(**config["params"])
+        estimator._import_state(config["fitted"], from_bytes((folder / WEIGHTS).read_bytes()))
+    except Exception as error:  # whatever is wrong with the numbers, the folder is what the user has to replace
         raise ValueError(f"{folder} does not fit {name}: {error}") from error
     return estimator
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"format_version", "class", "params", "fitted"} - set(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the description of a saved model: {error}") from error
+    if not isinstance(config, dict) or missing:
+        raise ValueError(f"{path} is not the description of a saved model: it lacks {', '.join(sorted(missing))}")
+    return config
 
 
 def _plain(name: str, value):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmseq_kernels import available_backends, ops, selective_scan
+from ssmseq_kernels import available_backends, ops, scan, selective_scan
 from ssmseq_kernels.reference import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
@@ -103,9 +103,9 @@ def test_every_combination_of_optional_inputs(softplus, reverse):
 @settings(max_examples=40, deadline=None)
 @given(
     n_batch=st.integers(1, 4),
-    length=st.integers(1, 80),
-    per_group=st.integers(16, 60),  # fewer make a gradient of one number, whose terms may cancel to nothing
-    n_state=st.integers(1, 40),
+    length=st.integers(4, 80),
+    per_group=st.integers(16, 60),  # small sizes make gradients of a few numbers, whose terms may cancel
+    n_state=st.integers(4, 40),
     groups=st.integers(1, 3),
     reverse=st.booleans(),
     seed=st.integers(0, 10**6),
@@ -303,28 +303,20 @@ def test_integers_are_refused():
         selective_scan(**inputs)
 
 
-def test_reference_kernel_of_other_devices(monkeypatch):
-    """The operator's default kernel, which serves devices without one of their own, has the reference's gradients."""
-    inputs = make_inputs(2, 8, 6, 3, 2, dtype=torch.float64)
-    leaves = [inputs[k].requires_grad_() for k in NAMES]
-    monkeypatch.setattr(ops, "_warned", True)
-    y, state, kept = ops._reference_forward(*leaves, True, True, True, True)
-    truth = run_with_gradients(lambda **x: selective_scan_reference(**x, reverse=True), inputs)
-    torch.testing.assert_close(y, truth["y"])
-    grads = torch.autograd.grad(y.sum() + state.sum(), leaves)
-    found = ops._reference_backward(torch.ones_like(y), torch.ones_like(state), *leaves, kept, True, True)
-    for name, a, b in zip(NAMES, found, grads, strict=True):
-        torch.testing.assert_close(a, b, msg=name)
-
-
-def test_reference_warns_once(monkeypatch):
-    monkeypatch.setattr(ops, "_warned", False)
-    arguments = [make_inputs(1, 2, 1, 1).get(k) for k in NAMES]
+def test_reference_serves_where_there_is_no_kernel(monkeypatch):
+    """Training too: forward, gradients and one warning, as on an installation without a compiler."""
+    inputs = make_inputs(2, 8, 6, 3, 2)
+    compiled = run_with_gradients(lambda **x: selective_scan(**x, reverse=True, return_final_state=True), inputs)
+    monkeypatch.setattr(ops, "has_kernel", lambda device: False)
+    monkeypatch.setattr(scan, "_warned", False)
     with pytest.warns(RuntimeWarning, match="ssmseq info"):
-        ops._reference_forward(*arguments, True, False, False, False)
+        found = run_with_gradients(lambda **x: selective_scan(**x, reverse=True, return_final_state=True), inputs)
+    for name, value in compiled.items():
+        torch.testing.assert_close(found[name], value, msg=name, rtol=1e-5, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ops._reference_forward(*arguments, True, False, False, False)
+        halves = selective_scan(**{k: v.bfloat16() for k, v in inputs.items()})
+    assert halves.dtype == torch.bfloat16
 
 
 def test_backends_name_the_instruction_set(isa):

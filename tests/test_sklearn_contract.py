@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch import Callback
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
@@ -173,6 +174,22 @@ def test_same_seed_same_bits_and_another_seed_another_model(small, waves):
     assert (small(random_state=None).fit(waves).predict() != small(random_state=None).fit(waves).predict()).any(
         axis=None
     )
+
+
+def test_the_seed_decides_the_order_of_the_windows(small, waves):
+    class Order(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch[1][:, 0, 0].tolist())
+
+    runs = []
+    for seed in (0, 0, 1):
+        seen = []
+        small(random_state=seed, callbacks=[Order()]).fit(waves)
+        runs.append(seen)
+    assert runs[0] == runs[1] != runs[2]
+    half = len(runs[0]) // 2
+    assert runs[0][:half] != runs[0][half:]
+    assert len({value for batch in runs[0][:half] for value in batch}) == 16 * half
 
 
 @pytest.mark.parametrize("make", [np.random.RandomState, np.random.default_rng])

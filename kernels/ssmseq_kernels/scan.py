@@ -1,11 +1,15 @@
 """The public face of the scan: checks shapes and dtypes, then calls the operator."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmseq_kernels import ops
+from ssmseq_kernels.reference import selective_scan_reference
+
+_warned = False
 
 
 def selective_scan(
@@ -83,10 +87,35 @@ def selective_scan(
     for i in (3, 4):
         if tensors[i].dim() == 3:
             tensors[i] = tensors[i].unsqueeze(2)
+    if not ops.has_kernel(u.device):
+        return _by_reference(tensors, delta_softplus, reverse, return_final_state, u.dtype)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     y, state, _ = torch.ops.ssmseq.selective_scan(*tensors, delta_softplus, reverse, return_final_state, keep)
     y = y if y.dtype == u.dtype else y.to(u.dtype)
     return (y, state) if return_final_state else y
+
+
+def _by_reference(tensors, delta_softplus, reverse, return_final_state, dtype):
+    _warn_once(tensors[0].device.type)
+    *inputs, initial_state = tensors
+    y, state = selective_scan_reference(
+        *inputs, delta_softplus=delta_softplus, initial_state=initial_state, reverse=reverse
+    )
+    return (y.to(dtype), state) if return_final_state else y.to(dtype)
+
+
+def _warn_once(device: str) -> None:
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    remedy = "install a C++17 compiler, then ssmseq again" if device == "cpu" else "move network and data to the CPU"
+    warnings.warn(
+        f"the selective scan runs on the PyTorch reference on '{device}' tensors, many times slower than the compiled "
+        f"kernel: {remedy}. `ssmseq info` tells which kernels this installation has.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def available_backends() -> dict[str, str]:

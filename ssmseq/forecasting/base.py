@@ -254,11 +254,14 @@ class BaseForecaster(SequenceEstimator):
 
     def _export_state(self) -> tuple[dict, dict[str, Tensor]]:
         history = getattr(self, "history_", None)
+        for label in (*self.layout_.columns, self.layout_.time_name):
+            if not isinstance(label, str | int | float | None):
+                raise TypeError(f"the column {label!r} cannot be written to JSON; rename it to text or a number")
         state = {
             "layout": self.layout_.as_dict(),
             "tail_times": _times_as_dict(self.tail_.index),
             "calendar": self.calendar_,
-            "history": None if history is None else history.to_dict("list"),
+            "history": None if history is None else history.astype(object).where(history.notna(), None).to_dict("list"),
         }
         arrays = {"mean": self.mean_, "scale": self.scale_, "tail": self.tail_.to_numpy()}
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
@@ -270,15 +273,19 @@ class BaseForecaster(SequenceEstimator):
         self.layout_, self.calendar_ = FrameLayout.from_dict(state["layout"]), state["calendar"]
         self.mean_, self.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         self.tail_ = pd.DataFrame(tensors["tail"].numpy(), index=_times_from_dict(state["tail_times"]))
+        n_columns = len(self.layout_.columns)
+        if not n_columns == len(self.mean_) == len(self.scale_) == self.tail_.shape[1]:
+            raise ValueError(f"{n_columns} columns are described, but the scaler has {len(self.mean_)}")
         self._set_feature_names()
         weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         if weights:
             with torch.random.fork_rng():
-                network = self._build_network(len(self.layout_.columns), len(CALENDAR) if self.calendar_ else 0)
+                network = self._build_network(n_columns, len(CALENDAR) if self.calendar_ else 0)
             network.to(next(iter(weights.values())).dtype).load_state_dict(weights)
             self.network_ = network.eval()
         if state["history"] is not None:
-            self.history_ = pd.DataFrame(state["history"])
+            losses = [c for c in state["history"] if c != "epoch"]
+            self.history_ = pd.DataFrame(state["history"]).astype(dict.fromkeys(losses, float))
             self.n_iter_ = len(self.history_)
 
 
@@ -286,12 +293,21 @@ def draw_seed(random_state) -> int:
     """Return a seed from an int, a numpy generator, or fresh entropy; numpy's global generator is left alone."""
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31))
-    return int(np.random.default_rng(random_state).integers(2**31))
+    try:
+        return int(np.random.default_rng(random_state).integers(2**31))
+    except (ValueError, TypeError) as error:
+        message = f"random_state must be a non-negative integer, a numpy generator or None, got {random_state!r}"
+        raise ValueError(message) from error
 
 
 def _times_as_dict(times: pd.Index) -> dict[str, Any]:
     if isinstance(times, pd.DatetimeIndex):
-        return {"kind": "stamps", "values": times.asi8.tolist(), "unit": times.unit, "tz": times.tz and str(times.tz)}
+        zone = None if times.tz is None else str(times.tz)
+        try:
+            pd.DatetimeIndex([], tz=zone)
+        except Exception as error:
+            raise TypeError(f"the time zone {times.tz!r} has no name to save; convert the times to one") from error
+        return {"kind": "stamps", "values": times.asi8.tolist(), "unit": times.unit, "tz": zone}
     if isinstance(times, pd.PeriodIndex):
         return {"kind": "periods", "values": times.asi8.tolist(), "freq": times.freqstr}
     return {"kind": "numbers", "values": [int(t) for t in times]}

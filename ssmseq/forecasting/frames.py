@@ -187,7 +187,7 @@ def _numeric_values(table: pd.DataFrame, wanted: tuple | None) -> tuple[np.ndarr
     for c in columns:
         dtype = table[c].dtype
         if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
-            text = dtype == object or isinstance(dtype, pd.StringDtype)
+            text = pd.api.types.is_object_dtype(dtype) or isinstance(dtype, pd.StringDtype)
             raise ValueError(
                 f"column {c!r} is not numeric (dtype {dtype}); drop or convert it"
                 + (f", or pass time_col={c!r} if it holds the times" if text else "")

@@ -106,7 +106,9 @@ def _count(freq) -> int:
 
 
 def _sample(index: pd.Index) -> str:
-    return f"{index[0]!r} (dtype {index.dtype})" + ("; convert it with pd.to_datetime" if index.dtype == object else "")
+    return f"{index[0]!r} (dtype {index.dtype})" + (
+        "; convert it with pd.to_datetime" if pd.api.types.is_object_dtype(index.dtype) else ""
+    )
 
 
 def _ordinals(times: pd.Index) -> np.ndarray:
@@ -140,8 +142,8 @@ def _reject_duplicates(times: pd.Index) -> None:
     if duplicated.any():
         first = times[duplicated][0]
         raise ValueError(
-            f"the time {first} stands in {int((times == first).sum())} rows; keep one row per time step, for example by "
-            "frame.groupby(level=0).mean()"
+            f"the time {first} stands in {int((times == first).sum())} rows; keep one row per time step, for example "
+            "by frame.groupby(level=0).mean()"
         )
 
 
