@@ -4,6 +4,7 @@ import math
 import numbers
 from typing import Any, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -13,8 +14,6 @@ class SequenceEstimator(BaseEstimator):
 
     Subclasses list their parameters in their own constructor, as scikit-learn asks.
     """
-
-    _doc_link_module = "ssmseq"
 
     network_: Any
 
@@ -69,5 +68,6 @@ def check_number(name: str, value, *, minimum=None, above=None, below=None, inte
 
 def check_choice(name: str, value, choices) -> None:
     """Raise ValueError naming the parameter, its value and the choices, unless value is one of them."""
+    value = value.item() if isinstance(value, np.generic) else value  # grids are often arrays
     if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -5,6 +5,7 @@ Silent and file-free by default: no logger, no checkpoint, no model summary. The
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -47,9 +48,12 @@ def _check_parameters(e) -> None:
     check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
     check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
     for key in e.trainer_params or {}:
-        if key in NAMED or key in OWNED:
-            where = f"the parameter {key!r} itself" if key in NAMED else "`verbose`" if "bar" in key else "nothing"
-            raise ValueError(f"trainer_params may not hold {key!r}; use {where} instead")
+        if key in NAMED:
+            raise ValueError(f"trainer_params may not hold {key!r}; it is a parameter of its own: set {key}=")
+        if key in OWNED:
+            raise ValueError(f"trainer_params may not hold {key!r}; the library decides it (progress by `verbose`)")
+    if not isinstance(e.callbacks or [], list | tuple):
+        raise TypeError(f"callbacks must be a list of lightning.pytorch callbacks, got {type(e.callbacks).__name__}")
     for callback in e.callbacks or []:
         if not isinstance(callback, Callback):
             raise TypeError(
@@ -131,6 +135,17 @@ class _Progress(Callback):
             self.bar.close()
 
 
+class _Patience(EarlyStopping):
+    """Early stopping that a user's own EarlyStopping may stand beside, and that waits for the first validation."""
+
+    def __init__(self, patience: int):
+        super().__init__("valid_loss", patience=patience, strict=False)
+
+    @property
+    def state_key(self) -> str:
+        return "ssmseq.patience"
+
+
 class _Recorder(Callback):
     """One row per epoch, the best weights, and whether the user interrupted."""
 
@@ -153,9 +168,14 @@ class _Recorder(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module: Any):
         pl_module.log_mean("train_loss")
-        losses = {k: float(trainer.callback_metrics[k]) for k in ("train_loss", "valid_loss")[: 1 + self.validates]}
+        parts = ("train_loss", "valid_loss")[: 1 + self.validates]
+        losses = {k: float(trainer.callback_metrics.get(k, "nan")) for k in parts}  # validation may skip epochs
         seconds = time.perf_counter() - self.started
         self.rows.append({"epoch": trainer.current_epoch + 1, **losses, "learning_rate": self.rate, "seconds": seconds})
+
+    def diverged(self) -> bool:
+        """Whether the last epoch, whose weights would be kept, ended without a finite loss."""
+        return bool(self.rows) and not math.isfinite(self.rows[-1]["train_loss"])
 
     def on_exception(self, trainer, pl_module, exception):
         self.interrupted = isinstance(exception, KeyboardInterrupt)
@@ -201,14 +221,14 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
         trainer.fit(_Module(network, estimator), loaders[0], loaders[1])
     if recorder.best is not None:
         network.load_state_dict(recorder.best)
-    elif recorder.validates and not recorder.interrupted:
+    elif not recorder.interrupted and recorder.diverged():
         raise ValueError(
-            f"training diverged: the validation loss was never finite in {max(len(recorder.rows), 1)} epoch(s); lower "
+            f"training diverged: the loss was never finite, or not at the end, in {len(recorder.rows)} epoch(s); lower "
             f"learning_rate (now {estimator.learning_rate}) or look for extreme values in the data"
         )
     if recorder.interrupted:
-        kept = "the best weights so far" if recorder.best is not None else "the weights of the unfinished first epoch"
-        warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=3)
+        kept = "the best weights so far" if recorder.best is not None else "its last weights"
+        warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=4)
     network.eval()
     columns = ["epoch", "train_loss", *(["valid_loss"] if valid is not None else []), "learning_rate", "seconds"]
     return pd.DataFrame(recorder.rows, columns=columns)
@@ -235,7 +255,7 @@ def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
     e = estimator
     callbacks = [*(e.callbacks or []), recorder]
     if recorder.validates and e.patience is not None:
-        callbacks.append(EarlyStopping("valid_loss", patience=e.patience))
+        callbacks.append(_Patience(e.patience))
     if e.verbose:
         callbacks.append(_Progress())
     return pl.Trainer(
@@ -247,9 +267,9 @@ def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
         precision=e.precision,
         callbacks=callbacks,
         logger=e.logger,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_model_summary=False,
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         num_sanity_val_steps=0,
         **(e.trainer_params or {}),
     )
@@ -267,6 +287,7 @@ def _quiet():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
             warnings.filterwarnings("ignore", message=".*number of training batches.*")
+            warnings.filterwarnings("ignore", message=".*no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
             yield
     finally:

@@ -5,6 +5,7 @@ Data go to stdout, everything else to stderr. Neither the help nor `ssmseq data 
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failure, 2 wrong usage, 3 data missing or damaged, 130 interrupted.
     """
+    if argv is None:  # a process of its own, where torch is not loaded yet
+        # Threads that spin while they wait slow training tenfold as soon as another program wants one of the cores.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return guarded(_dispatch, list(sys.argv[1:] if argv is None else argv))
 
 

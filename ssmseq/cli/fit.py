@@ -154,8 +154,8 @@ def _report(estimator, n_rows: int, outcome: FitOutcome, folder: Path, *, as_jso
         }
         print_json(document)
         return
-    print(f"{name} fitted on {n_rows} rows of {estimator.n_features_in_} columns in {outcome.seconds:.1f} s")
-    if epochs:
-        found = "" if best is None else f", best validation loss {best:.4f} in epoch {losses.index(best) + 1}"
-        print(f"{epochs} epochs{found}")
+    size = f"rows {n_rows}, columns {estimator.n_features_in_}, epochs {epochs}"
+    print(f"{name}: {size}, {outcome.seconds:.1f} s")
+    if best is not None:
+        print(f"best validation loss {best:.4f} in epoch {losses.index(best) + 1}")
     print(f"saved in {folder}")

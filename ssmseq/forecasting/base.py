@@ -74,7 +74,9 @@ class BaseForecaster(SequenceEstimator):
         valid = None if valid_values is None else windows(valid_values, valid_times)
         self._fit_model(train, valid, values.shape[1], len(CALENDAR) if use_calendar else 0)
         self.layout_, self.mean_, self.scale_, self.calendar_ = layout, mean, scale, use_calendar
-        self.tail_ = pd.DataFrame(values[-self.lookback :], index=times[-self.lookback :])
+        # Copies: a view would keep the whole training frame alive.
+        self.tail_ = pd.DataFrame(values[-self.lookback :].copy(), index=times[-self.lookback :].copy(deep=True))
+        self.horizon_ = int(self.horizon)
         self._set_feature_names()
         return self
 
@@ -99,13 +101,15 @@ class BaseForecaster(SequenceEstimator):
         ValueError
             If columns or frequency differ from those of `fit`, or rows are too few.
         """
-        check_is_fitted(self)
+        self._check_fitted_sizes()
         if df is None:
             values, times, layout = self.tail_.to_numpy(), self.tail_.index, self.layout_
         else:
             values, times, layout = read_frame(df, self.time_col, self.layout_)
         if len(values) < self.lookback:
-            raise ValueError(f"predict needs lookback={self.lookback} rows of history, the frame has {len(values)}")
+            raise ValueError(
+                f"predict needs lookback={self.lookback} rows of history, the frame has {len(values)}; give more rows"
+            )
         forecast = self._forecast_rows(values[-self.lookback :], times[-self.lookback :])
         return write_frame(forecast, future_times(times, self.layout_.freq, self.horizon), layout)
 
@@ -133,7 +137,7 @@ class BaseForecaster(SequenceEstimator):
         ValueError
             As in `predict`.
         """
-        check_is_fitted(self)
+        self._check_fitted_sizes()
         values, times, _ = read_frame(df, self.time_col, self.layout_)
         self._check_length("frame", len(values), len(values))
         size = {"n_targets": values.shape[1], "lookback": self.lookback, "horizon": self.horizon}
@@ -189,6 +193,12 @@ class BaseForecaster(SequenceEstimator):
 
     # Private ----------------------------------------------------------------------------------------------------------
 
+    def _check_fitted_sizes(self) -> None:
+        check_is_fitted(self)
+        for name, fitted in (("horizon", self.horizon_), ("lookback", len(self.tail_))):
+            if getattr(self, name) != fitted:
+                raise ValueError(f"{name} was set to {getattr(self, name)} after fit, which saw {fitted}; fit again")
+
     def _device(self) -> torch.device:
         accelerator = getattr(self, "accelerator", "cpu")
         gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -211,9 +221,9 @@ class BaseForecaster(SequenceEstimator):
                 found_times = times[-self.lookback :].append(found_times)
             self._check_length("validation frame, with the history before it,", len(found), len(found))
             return len(values), found, found_times
-        n_valid = round(len(values) * self.validation_fraction)
-        if n_valid == 0:
+        if self.validation_fraction == 0:
             return len(values), None, None
+        n_valid = round(len(values) * self.validation_fraction)
         start = len(values) - n_valid - self.lookback
         if n_valid < self.horizon or start < 0:
             raise ValueError(
@@ -254,6 +264,7 @@ class BaseForecaster(SequenceEstimator):
 
     def _export_state(self) -> tuple[dict, dict[str, Tensor]]:
         history = getattr(self, "history_", None)
+        self._check_fitted_sizes()
         for label in (*self.layout_.columns, self.layout_.time_name):
             if not isinstance(label, str | int | float | None):
                 raise TypeError(f"the column {label!r} cannot be written to JSON; rename it to text or a number")
@@ -261,16 +272,18 @@ class BaseForecaster(SequenceEstimator):
             "layout": self.layout_.as_dict(),
             "tail_times": _times_as_dict(self.tail_.index),
             "calendar": self.calendar_,
+            "horizon": self.horizon_,
             "history": None if history is None else history.astype(object).where(history.notna(), None).to_dict("list"),
         }
         arrays = {"mean": self.mean_, "scale": self.scale_, "tail": self.tail_.to_numpy()}
-        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
         if hasattr(self, "network_"):
             tensors |= {f"network.{k}": v.cpu() for k, v in self.network_.state_dict().items()}
         return state, tensors
 
     def _import_state(self, state: dict, tensors: dict[str, Tensor]) -> None:
         self.layout_, self.calendar_ = FrameLayout.from_dict(state["layout"]), state["calendar"]
+        self.horizon_ = state["horizon"]
         self.mean_, self.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         self.tail_ = pd.DataFrame(tensors["tail"].numpy(), index=_times_from_dict(state["tail_times"]))
         n_columns = len(self.layout_.columns)

@@ -4,7 +4,6 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from sklearn.utils.validation import check_is_fitted
 
 from ssmseq.forecasting.frames import read_frame
 
@@ -53,7 +52,7 @@ class ForecastDisplay:
         ValueError
             If the frame is too short, or unlike that of `fit`.
         """
-        check_is_fitted(estimator)
+        estimator._check_fitted_sizes()
         values, times, _ = read_frame(df, estimator.time_col, estimator.layout_)
         horizon, lookback = estimator.horizon, estimator.lookback
         if len(values) < lookback + horizon:

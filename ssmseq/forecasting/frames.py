@@ -179,7 +179,7 @@ def _numeric_values(table: pd.DataFrame, wanted: tuple | None) -> tuple[np.ndarr
             told = [f"lacks {missing}"] * bool(missing) + [f"has {new} besides"] * bool(new)
             raise ValueError(
                 f"the frame {' and '.join(told)}: fit saw {len(wanted)} columns {list(wanted)}, this frame has "
-                f"{len(columns)}"
+                f"{len(columns)}; give the same columns, or fit again"
             )
         columns = tuple(wanted)
     if not columns:
