@@ -116,19 +116,24 @@ class _Progress(Callback):
     bar: tqdm
 
     def on_train_start(self, trainer, pl_module):
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        self.bar = tqdm(total=total, file=sys.stderr, disable=not sys.stderr.isatty(), unit="step", leave=True)
+        total = int(trainer.num_training_batches) * trainer.max_epochs if trainer.max_epochs else None
+        hidden = not (sys.stderr.isatty() and trainer.is_global_zero)
+        self.bar = tqdm(total=total, file=sys.stderr, disable=hidden, unit="step")
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.bar.update()
 
     def on_train_epoch_end(self, trainer, pl_module):
-        losses = ", ".join(f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()))
-        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {losses}"
-        if self.bar.disable:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.bar.set_description(text)
+        found = trainer.callback_metrics
+        losses = [f"{k} {float(found[k]):.4f}" for k in ("train_loss", "valid_loss") if k in found]
+        line = "  ".join([f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *losses])
+        if not self.bar.disable:
+            self.bar.set_description(line)
+        elif trainer.is_global_zero:
+            print(f"{line}  {time.perf_counter() - self.started:.1f} s", file=sys.stderr, flush=True)
 
     def teardown(self, trainer, pl_module, stage):
         if hasattr(self, "bar"):

@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOME = {
-    "DatasetChecksumError": "files",
     "DatasetNotFoundError": "files",
     "fetch_file": "files",
     "fetch_ett": "fetchers",
@@ -21,12 +20,11 @@ _HOME = {
 
 if TYPE_CHECKING:
     from ssmseq.datasets.fetchers import fetch_ett, fetch_exchange_rate, fetch_national_illness, fetch_weather
-    from ssmseq.datasets.files import DatasetChecksumError, DatasetNotFoundError, fetch_file
+    from ssmseq.datasets.files import DatasetNotFoundError, fetch_file
     from ssmseq.datasets.generators import make_transformer_load
     from ssmseq.datasets.inventory import list_datasets, verify_dataset
 
 __all__ = [
-    "DatasetChecksumError",
     "DatasetNotFoundError",
     "fetch_ett",
     "fetch_exchange_rate",

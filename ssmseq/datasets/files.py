@@ -25,10 +25,6 @@ class DatasetNotFoundError(OSError):
     """A data file lies in none of the searched places and was not, or could not be, downloaded."""
 
 
-class DatasetChecksumError(ValueError):
-    """A data file has another content than the registered one."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
     """One data file of the registry; the fields are described at the top of registry.toml."""
@@ -152,8 +148,7 @@ def fetch_file(name: str, *, data_home: str | os.PathLike | None = None, downloa
     DatasetNotFoundError
         If the file is missing and was not, or could not be, downloaded.
     ValueError
-        If the name is unknown, `data_home` is not a folder, or the content has another checksum (then it is a
-        DatasetChecksumError).
+        If the name is unknown, `data_home` is not a folder, or the content has another checksum.
     """
     return obtain(name, data_home=data_home, download_if_missing=download_if_missing)[0]
 
@@ -215,7 +210,7 @@ def _checked_content(entry: DatasetFile, path: Path) -> bytes:
 def _check(entry: DatasetFile, content: bytes, source: Path | str) -> None:
     sha256 = sha256_of(content)
     if not entry.accepts(sha256):
-        raise DatasetChecksumError(
+        raise ValueError(
             f"{source} is not the registered {entry.file}: the sha256 of its uncompressed content is {sha256}, "
             f"expected {entry.sha256}. Remove or rename it to have the file downloaded from {entry.url}, or put a "
             "verbatim copy in its place."
