@@ -97,7 +97,6 @@ def test_files_read_in_one_sitting():
                 assert len(path.read_text(encoding="utf-8").splitlines()) <= most, path
 
 
-@pytest.mark.slow
 def test_install_without_a_compiler(tmp_path):
     """The build falls back to a pure-Python wheel whose scan is the reference, with one warning."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
