@@ -60,7 +60,7 @@ def run_with_gradients(function, inputs, seed=1):
     leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
     y, state = function(**leaves)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (y, state)]
+    weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in (y, state)]
     grads = torch.autograd.grad([y, state], list(leaves.values()), weights)
     return {"y": y, "final_state": state, **{f"grad of {k}": g for k, g in zip(leaves, grads, strict=True)}}
 

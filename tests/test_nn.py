@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssmseq.nn import BidirectionalMamba, Linear, Mamba, SMambaEncoderLayer, causal_conv1d
+from ssmseq.nn import BidirectionalMamba, Linear, Mamba, SMambaEncoderLayer
 
 SIZES = {"d_model": 24, "d_state": 5, "d_conv": 4, "expand": 2}
 
@@ -89,26 +89,6 @@ def test_initialisation_follows_mamba_ssm():
     assert all(p._no_weight_decay for p in (block.A_log, block.D))
     assert block.in_proj.bias is None
     assert block.out_proj.bias is None
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-@pytest.mark.parametrize("length", [1, 2, 3, 9])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_convolution_equals_torch(length, width, reverse):
-    x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(6, 1, width, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    padding = (0, width - 1) if reverse else (width - 1, 0)
-    kernel = weight.flip(-1) if reverse else weight
-    truth = F.conv1d(F.pad(x.transpose(1, 2), padding), kernel, bias, groups=6).transpose(1, 2)
-    found = causal_conv1d(x, weight, bias, reverse=reverse)
-    torch.testing.assert_close(found, truth)
-    for a, b in zip(
-        torch.autograd.grad(found.square().sum(), [x, weight, bias]),
-        torch.autograd.grad(truth.square().sum(), [x, weight, bias]),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -2,10 +2,10 @@
 
     python benchmarks/forecasting/step_profile.py
 
-Two views, both on one thread by default. Side by side in one process, A B C A B C: the step as it is; the same step
-with the scan replaced by one elementwise expression of its inputs (the difference is what any faster scan could still
-gain); and the step with every matrix product left to torch. And torch's profiler, by kind of operator. One row per
-width is appended to benchmarks/results/step_profile.jsonl.
+Two views, both on one thread by default. In turn in one process, A B C D A B C D: the step as it is; with the scan
+replaced by one elementwise expression of its inputs (the difference is what any faster scan could still gain); with
+every matrix product left to torch; and with the convolution by torch. And torch's profiler, by kind of operator. One
+row per width is appended to benchmarks/results/step_profile.jsonl.
 """
 
 import argparse
@@ -23,11 +23,14 @@ import ssmseq
 import ssmseq.nn.linear as linear
 import ssmseq.nn.mamba as mamba
 from ssmseq.forecasting.smamba import SMambaNetwork
+from ssmseq_kernels import available_backends
+from ssmseq_kernels.reference import causal_conv1d_reference
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parents[1] / "results" / "step_profile.jsonl"
 KINDS = {
-    "scan": ("ssmseq::",),
+    "scan": ("ssmseq::selective_scan",),
+    "convolution": ("ssmseq::causal_conv1d",),
     "matrix products": ("mkldnn::", "aten::mm", "aten::addmm", "aten::bmm"),
     "optimiser": ("aten::_fused_adam",),
     "dropout": ("aten::bernoulli", "aten::native_dropout"),
@@ -63,17 +66,31 @@ def seconds(step) -> float:
     return time.process_time() - started
 
 
-def side_by_side(step, repeats: int) -> tuple[float, ...]:
-    """Median process CPU seconds of the step as it is, without the scan, and with torch's own matrix products."""
-    scan, onednn, times = mamba.selective_scan, linear.ONEDNN, ([], [], [])
-    try:
-        for i in range(3 * (repeats + 5)):
-            mamba.selective_scan = elementwise_instead_of_scan if i % 3 == 1 else scan
-            linear.ONEDNN = onednn and i % 3 != 2
-            times[i % 3].append(seconds(step))
-    finally:
-        mamba.selective_scan, linear.ONEDNN = scan, onednn
-    return tuple(statistics.median(t[5:]) for t in times)
+def convolution_by_torch(x, weight, bias, *, activation, reverse):
+    """Shifted products and SiLU, each a torch operator: what the block ran before it had a kernel."""
+    return causal_conv1d_reference(x, weight[:, 0], bias, silu=activation == "silu", reverse=reverse)
+
+
+VARIANTS = {
+    "step": [],
+    "scan removed": [(mamba, "selective_scan", elementwise_instead_of_scan)],
+    "torch's products": [(linear, "ONEDNN", False)],
+    "torch's convolution": [(mamba, "causal_conv1d", convolution_by_torch)],
+}
+
+
+def side_by_side(step, repeats: int) -> dict[str, float]:
+    """Median process CPU seconds of the step in each variant, taken in turn."""
+    times = {name: [] for name in VARIANTS}
+    for _ in range(repeats + 5):
+        for name, changes in VARIANTS.items():
+            before = [(module, attribute, getattr(module, attribute)) for module, attribute, _ in changes]
+            for module, attribute, value in changes:
+                setattr(module, attribute, value)
+            times[name].append(seconds(step))
+            for module, attribute, value in before:
+                setattr(module, attribute, value)
+    return {name: statistics.median(t[5:]) for name, t in times.items()}
 
 
 def shares(step, repeats: int) -> dict[str, float]:
@@ -95,40 +112,27 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE.parent)
-    heads = ["d_model, d_state", "step", "scan removed", "cost of the scan", "torch's products", *KINDS, "other"]
+    heads = ["d_model, d_state", *VARIANTS, *KINDS, "other"]
     print("| " + " | ".join(heads) + " |")
     print("|" + "---|" * len(heads))
     for d_model, d_state in ((256, 2), (256, 16), (512, 2), (512, 16)):
         step = make_step(d_model, d_state)
-        with_scan, without, torch_products = side_by_side(step, args.repeats)
-        part = shares(step, args.repeats)
+        medians, part = side_by_side(step, args.repeats), shares(step, args.repeats)
         row = {
             "d_model": d_model,
             "d_state": d_state,
-            "step_ms": round(1e3 * with_scan, 2),
-            "step_without_scan_ms": round(1e3 * without, 2),
-            "step_with_torch_products_ms": round(1e3 * torch_products, 2),
+            "milliseconds": {name: round(1e3 * v, 2) for name, v in medians.items()},
             "shares": part,
             "threads": args.threads,
-            "backend": ssmseq_backend(),
+            "backend": available_backends()["cpu"],
             "ssmseq": ssmseq.__version__,
             "torch": torch.__version__,
             "commit": commit.stdout.strip(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"| {d_model}, {d_state} | {1e3 * with_scan:.1f} ms | {1e3 * without:.1f} ms | "
-            f"{100 * (with_scan / without - 1):+.1f} % | {1e3 * torch_products:.1f} ms | "
-            + " | ".join(f"{100 * v:.1f} %" for v in part.values()),
-            "|",
-        )
-
-
-def ssmseq_backend() -> str:
-    from ssmseq_kernels import available_backends
-
-    return available_backends()["cpu"]
+        cells = [f"{1e3 * v:.1f} ms" for v in medians.values()] + [f"{100 * v:.1f} %" for v in part.values()]
+        print(f"| {d_model}, {d_state} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,34 +8,41 @@
 #include <string>
 #include <vector>
 
-#include "selective_scan.h"
+#include "kernels.h"
 
 namespace nb = nanobind;
 using ssmseq::Backward;
 using ssmseq::Forward;
-using ssmseq::Isa;
+using ssmseq::Convolution;
 
 namespace {
 
-std::vector<const Isa*> runnable() {  // best last
-  std::vector<const Isa*> list{&ssmseq::isa_baseline};
+struct Isa {
+  const char* name;
+  const ssmseq::ScanKernels* scan;
+  const ssmseq::ConvolutionKernels* conv;
+};
+
+std::vector<Isa> runnable() {  // best last
+  std::vector<Isa> list{{"baseline", &ssmseq::scan_baseline, &ssmseq::conv_baseline}};
 #ifdef SSMSEQ_HAS_avx2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back(&ssmseq::isa_avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    list.push_back({"avx2", &ssmseq::scan_avx2, &ssmseq::conv_avx2});
 #endif
 #ifdef SSMSEQ_HAS_avx512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    list.push_back(&ssmseq::isa_avx512);
+    list.push_back({"avx512", &ssmseq::scan_avx512, &ssmseq::conv_avx512});
 #endif
   return list;
 }
 
-const Isa* active = runnable().back();
+Isa active = runnable().back();
 
 std::string set_isa(const std::string& name) {
-  const std::string before = active->name;
-  for (const Isa* isa : runnable())
-    if (name == isa->name) {
+  const std::string before = active.name;
+  for (const Isa& isa : runnable())
+    if (name == isa.name) {
       active = isa;
       return before;
     }
@@ -127,14 +134,36 @@ void backward(Run run, nb::tuple sizes, nb::tuple in, nb::tuple saved, nb::tuple
   run(w);
 }
 
+// Sizes (B, L, D, width); inputs x, weight, bias, dy or None; outputs y or dx, dweight, dbias.
+template <class T, class Run>
+void convolve(Run run, nb::tuple sizes, nb::tuple in, nb::tuple out, bool silu, bool reverse, int threads) {
+  Convolution<T> c{};
+  c.B = nb::cast<int64_t>(sizes[0]);
+  c.L = nb::cast<int64_t>(sizes[1]);
+  c.D = nb::cast<int64_t>(sizes[2]);
+  c.width = nb::cast<int64_t>(sizes[3]);
+  c.silu = silu;
+  c.threads = threads;
+  const Reader<T> read{c.L, reverse};
+  c.x = read.template rows<const T>(in[0]);
+  c.weight = read.flat(in[1]);
+  c.bias = read.flat(in[2]);
+  c.dy = read.template rows<const T>(in[3]);
+  c.y = c.dx = read.template rows<T>(out[0]);
+  c.dweight = read.flat(out[1]);
+  c.dbias = read.flat(out[2]);
+  nb::gil_scoped_release release;
+  run(c);
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-  m.def("isa", [] { return std::string(active->name); }, "Instruction set in use.");
+  m.def("isa", [] { return std::string(active.name); }, "Instruction set in use.");
   m.def("set_isa", &set_isa, "Use another instruction set from now on; returns the one used before.");
   m.def("runnable_isas", [] {
     std::vector<std::string> names;
-    for (const Isa* isa : runnable()) names.emplace_back(isa->name);
+    for (const Isa& isa : runnable()) names.emplace_back(isa.name);
     return names;
   }, "Instruction sets compiled in that this machine can run, best last.");
   m.def("vendor", [] {
@@ -147,12 +176,19 @@ NB_MODULE(_cpu, m) {
   m.def("chunk_length", &ssmseq::chunk_length, "Steps between two saved states for a state size.");
   m.def("forward", [](bool is_double, nb::tuple sizes, nb::tuple in, nb::tuple out, bool softplus, bool reverse,
                       int threads) {
-    if (is_double) forward<double>(active->forward_f64, sizes, in, out, softplus, reverse, threads);
-    else forward<float>(active->forward_f32, sizes, in, out, softplus, reverse, threads);
+    if (is_double) forward<double>(active.scan->forward_f64, sizes, in, out, softplus, reverse, threads);
+    else forward<float>(active.scan->forward_f32, sizes, in, out, softplus, reverse, threads);
   });
   m.def("backward", [](bool is_double, nb::tuple sizes, nb::tuple in, nb::tuple saved, nb::tuple out, bool softplus,
                        bool reverse, int threads) {
-    if (is_double) backward<double>(active->backward_f64, sizes, in, saved, out, softplus, reverse, threads);
-    else backward<float>(active->backward_f32, sizes, in, saved, out, softplus, reverse, threads);
+    if (is_double) backward<double>(active.scan->backward_f64, sizes, in, saved, out, softplus, reverse, threads);
+    else backward<float>(active.scan->backward_f32, sizes, in, saved, out, softplus, reverse, threads);
+  });
+  m.def("convolve", [](bool is_double, nb::tuple sizes, nb::tuple in, nb::tuple out, bool silu, bool reverse,
+                       int threads) {
+    const auto& k = *active.conv;
+    const bool back = !in[3].is_none();
+    if (is_double) convolve<double>(back ? k.backward_f64 : k.forward_f64, sizes, in, out, silu, reverse, threads);
+    else convolve<float>(back ? k.backward_f32 : k.forward_f32, sizes, in, out, silu, reverse, threads);
   });
 }

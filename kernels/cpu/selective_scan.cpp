@@ -6,38 +6,15 @@
 // One lane is one channel, so any state size and length runs without horizontal sums. The work is cut into tasks of
 // neighbouring channel blocks of one batch element; the cut depends on the shape alone and every sum over tasks is
 // taken in one order, so results are bitwise the same for any number of threads.
-#include "selective_scan.h"
+#include "kernels.h"
 
-#include <cstdlib>
-#include <new>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "vec.h"
-
-// States must stay in registers, which takes loops that are gone after compilation.
-#define SSMSEQ_UNROLL _Pragma("GCC unroll 8")
+#include "task.h"
 
 namespace {
 
 using ssmseq::Backward;
 using ssmseq::Forward;
 constexpr int kMaxChunk = 32;
-constexpr int64_t kSerialWork = 200000;  // state updates; below this, starting threads costs more than it gives
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
-template <class E> struct Buffer {  // aligned scratch of one task
-  E* p;
-  explicit Buffer(int64_t n) : p(static_cast<E*>(std::aligned_alloc(64, (n * sizeof(E) + 64) / 64 * 64))) {
-    if (!p) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(p); }
-  Buffer(const Buffer&) = delete;
-};
 
 // The cut of the channels: `span` neighbouring blocks of W channels within one group make a task.
 struct Cut {
@@ -70,17 +47,6 @@ struct Task {  // some neighbouring blocks of group g of batch element b
   int64_t channel(int64_t block) const { return first + block * width; }
   int lanes(int64_t block) const { return static_cast<int>(min64(width, end - channel(block))); }
 };
-
-template <class Body> void parallel(int64_t n, int threads, int64_t work, const Body& body) {
-#ifdef _OPENMP
-  if (threads > 1 && n > 1 && work > kSerialWork && !omp_in_parallel()) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t i = 0; i < n; ++i) body(i);
-    return;
-  }
-#endif
-  for (int64_t i = 0; i < n; ++i) body(i);
-}
 
 // A with one register per state, block after block of every group; and the same scaled for exp2.
 template <class T> struct Rates {
@@ -378,13 +344,6 @@ void backward_task(const Backward<T>& w, const Cut& cut, const Rates<T>& rates, 
   }
 }
 
-// Adds `count` parts of n numbers, `stride` apart, in place into the first, then writes the sums.
-template <class T, class S> void reduce(T* out, S* parts, int64_t n, int64_t count, int64_t stride) {
-  for (int64_t p = 1; p < count; ++p)
-    for (int64_t i = 0; i < n; ++i) parts[i] += parts[p * stride + i];
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(parts[i]);
-}
-
 template <class T> void backward(const Backward<T>& w) {
   const Forward<T>& f = w.f;
   const Cut cut(f, true);
@@ -408,11 +367,7 @@ template <class T> void backward(const Backward<T>& w) {
 
 }  // namespace
 
-#define SSMSEQ_CONCAT_(a, b) a##b
-#define SSMSEQ_CONCAT(a, b) SSMSEQ_CONCAT_(a, b)
-#define SSMSEQ_TEXT_(a) #a
-#define SSMSEQ_TEXT(a) SSMSEQ_TEXT_(a)
 namespace ssmseq {
-extern const Isa SSMSEQ_CONCAT(isa_, SSMSEQ_ISA) = {SSMSEQ_TEXT(SSMSEQ_ISA), forward<float>, forward<double>,
-                                                    backward<float>, backward<double>};
+extern const ScanKernels SSMSEQ_CONCAT(scan_, SSMSEQ_ISA) = {forward<float>, forward<double>, backward<float>,
+                                                             backward<double>};
 }

@@ -11,3 +11,6 @@ def forward(
 def backward(
     is_double: bool, sizes: tuple, inputs: tuple, saved: tuple, out: tuple, softplus: bool, reverse: bool, threads: int
 ) -> None: ...
+def convolve(
+    is_double: bool, sizes: tuple, inputs: tuple, out: tuple, silu: bool, reverse: bool, threads: int
+) -> None: ...

@@ -91,3 +91,30 @@ def backward(grad_y, grad_state, u, delta, A, B, C, D, z, delta_bias, initial_st
         torch.get_num_threads(),
     )
     return grads
+
+
+def conv_forward(x, weight, bias, silu, reverse):
+    """Return y (B, L, D)."""
+    x = _unit_last_stride(x)
+    flat = (weight.contiguous(), None if bias is None else bias.contiguous())
+    y = torch.empty(x.shape, dtype=x.dtype)
+    inputs = (_strided(x), _flat(flat[0]), _flat(flat[1]), None)
+    _convolve(x, weight, inputs, (_strided(y), None, None), silu, reverse)
+    return y
+
+
+def conv_backward(grad_y, x, weight, bias, silu, reverse):
+    """Return the gradients of x, weight and bias; that of a missing bias is empty."""
+    x, grad_y = _unit_last_stride(x), _unit_last_stride(grad_y)
+    flat = (weight.contiguous(), None if bias is None else bias.contiguous())
+    dx, dweight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape, dtype=x.dtype)
+    dbias = torch.zeros(0 if bias is None else bias.shape, dtype=x.dtype)
+    if x.numel():
+        inputs = (_strided(x), _flat(flat[0]), _flat(flat[1]), _strided(grad_y))
+        _convolve(x, weight, inputs, (_strided(dx), _flat(dweight), _flat(dbias)), silu, reverse)
+    return dx, dweight, dbias
+
+
+def _convolve(x, weight, inputs, outputs, silu, reverse):
+    sizes = (*x.shape, weight.shape[1])
+    _cpu.convolve(x.dtype == torch.float64, sizes, inputs, outputs, silu, reverse, torch.get_num_threads())

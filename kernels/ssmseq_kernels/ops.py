@@ -1,7 +1,7 @@
-"""The scan as torch operators: schema, shapes for tracing, autograd, and which kernel serves which device.
+"""The kernels as torch operators: schema, shapes for tracing, autograd, and which kernel serves which device.
 
-`torch.ops.ssmseq.selective_scan` runs where its tensors are, on the devices that `has_kernel` names; so far that is the
-CPU, by the compiled C++ kernel.
+The operators of `torch.ops.ssmseq` run where their tensors are, on the devices that `has_kernel` names; so far that is
+the CPU, by the compiled C++ kernels.
 """
 
 import torch
@@ -29,14 +29,32 @@ _lib.define(
 )
 
 
+_lib.define("causal_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor")
+_lib.define(
+    "causal_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) "
+    "-> (Tensor, Tensor, Tensor)"
+)
 if cpu is not None:
     _lib.impl("selective_scan", cpu.forward, "CPU")
     _lib.impl("selective_scan_backward", cpu.backward, "CPU")
+    _lib.impl("causal_conv1d", cpu.conv_forward, "CPU")
+    _lib.impl("causal_conv1d_backward", cpu.conv_backward, "CPU")
 
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the operator can run on tensors of this device; otherwise the reference has to."""
     return device.type == "cpu" and cpu is not None
+
+
+def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """Return the dtype to compute in, the widest given but at least float32; TypeError if it is not floating."""
+    given = [x.dtype for x in tensors if x is not None]
+    dtype = given[0]
+    for other in given[1:]:
+        dtype = dtype if other == dtype else torch.promote_types(dtype, other)
+    if not dtype.is_floating_point:
+        raise TypeError(f"real floating-point tensors are needed, got a mix that promotes to {dtype}")
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 @torch.library.register_fake("ssmseq::selective_scan", lib=_lib)
@@ -69,9 +87,33 @@ def _backward(ctx, grad_y, grad_state, _):
     return (*wanted, None, None, None, None)
 
 
+@torch.library.register_fake("ssmseq::causal_conv1d", lib=_lib)
+def _(x, weight, bias, silu, reverse):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("ssmseq::causal_conv1d_backward", lib=_lib)
+def _(grad_y, x, weight, bias, silu, reverse):
+    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(0 if bias is None else bias.shape)
+
+
+def _conv_setup_context(ctx, inputs, output):
+    *tensors, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _conv_backward(ctx, grad_y):
+    tensors = ctx.saved_tensors
+    grads = torch.ops.ssmseq.causal_conv1d_backward(grad_y, *tensors, ctx.silu, ctx.reverse)
+    needed = zip(grads, tensors, ctx.needs_input_grad[:3], strict=True)
+    return (*(grad if x is not None and need else None for grad, x, need in needed), None, None)
+
+
 def _no_second_derivative(ctx, *grads):
-    raise RuntimeError("selective_scan can be differentiated once; a second derivative is not available")
+    raise RuntimeError("this operator can be differentiated once; a second derivative is not available")
 
 
+torch.library.register_autograd("ssmseq::causal_conv1d", _conv_backward, setup_context=_conv_setup_context, lib=_lib)
+torch.library.register_autograd("ssmseq::causal_conv1d_backward", _no_second_derivative, lib=_lib)
 torch.library.register_autograd("ssmseq::selective_scan_backward", _no_second_derivative, lib=_lib)
 torch.library.register_autograd("ssmseq::selective_scan", _backward, setup_context=_setup_context, lib=_lib)

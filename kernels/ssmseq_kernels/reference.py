@@ -1,4 +1,4 @@
-"""The selective scan written out in plain PyTorch: the definition every kernel is tested against.
+"""The scan and the convolution written out in plain PyTorch: the definitions every kernel is tested against.
 
 Axis letters: B batch, L time steps, D channels, N state, G groups of channels that share B and C.
 """
@@ -78,3 +78,19 @@ def selective_scan_reference(
     if z is not None:
         y = y * F.silu(z)
     return y, state
+
+
+def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
+    """Depthwise causal convolution, channels last, as a sum of shifted products; arguments as in `causal_conv1d`.
+
+    For the widths in use (2 to 4) this is faster on a CPU than moving the channels first for torch's own convolution.
+    """
+    width, length = weight.shape[1], x.shape[1]
+    taps = weight.unbind(1)
+    y = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
+    for lag in range(1, min(width, length)):
+        if reverse:
+            y = y + F.pad(x[:, lag:] * taps[-1 - lag], (0, 0, 0, lag))
+        else:
+            y = y + F.pad(x[:, :-lag] * taps[-1 - lag], (0, 0, lag, 0))
+    return F.silu(y) if silu else y

@@ -82,7 +82,7 @@ def selective_scan(
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
     tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias, initial_state]
-    dtype = _arithmetic_dtype(tensors)
+    dtype = ops.arithmetic_dtype(*tensors)
     tensors = [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors]
     for i in (3, 4):
         if tensors[i].dim() == 3:
@@ -139,16 +139,6 @@ def processor() -> tuple[str, str]:
     if ops.cpu is None:
         return "other", "none"
     return ops.cpu._cpu.vendor(), ops.cpu._cpu.runnable_isas()[-1]
-
-
-def _arithmetic_dtype(tensors: list) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for x in tensors[1:]:
-        if x is not None and x.dtype != dtype:
-            dtype = torch.promote_types(dtype, x.dtype)
-    if not dtype.is_floating_point:
-        raise TypeError(f"selective_scan needs real floating-point tensors, got a mix that promotes to {dtype}")
-    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:

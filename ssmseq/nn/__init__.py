@@ -2,6 +2,6 @@
 
 from ssmseq.nn.bidirectional import BidirectionalMamba, SMambaEncoderLayer
 from ssmseq.nn.linear import Linear
-from ssmseq.nn.mamba import Mamba, causal_conv1d
+from ssmseq.nn.mamba import Mamba
 
-__all__ = ["BidirectionalMamba", "Linear", "Mamba", "SMambaEncoderLayer", "causal_conv1d"]
+__all__ = ["BidirectionalMamba", "Linear", "Mamba", "SMambaEncoderLayer"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmseq.nn.linear import Linear
-from ssmseq_kernels import selective_scan
+from ssmseq_kernels import causal_conv1d, selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # range of the step sizes a fresh block starts from
 
@@ -60,7 +60,7 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, d_model) to (B, L, d_model)."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = F.silu(causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, reverse=self.reverse))
+        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, activation="silu", reverse=self.reverse)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan(
             u,
@@ -74,34 +74,3 @@ class Mamba(nn.Module):
             reverse=self.reverse,
         )
         return self.out_proj(y)
-
-
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool) -> Tensor:
-    """Depthwise convolution over the past (over the future with `reverse`), channels last.
-
-    A sum of shifted products: for the widths in use (2 to 4) it is faster on a CPU than moving the channels first for
-    `torch.nn.functional.conv1d` and back.
-
-    Parameters
-    ----------
-    x : Tensor (B, L, D)
-    weight : Tensor (D, 1, width)
-        Laid out as in `torch.nn.Conv1d`; the last tap meets the current token.
-    bias : Tensor (D,) or None
-    reverse : bool
-        Equal to flipping x, convolving, and flipping back.
-
-    Returns
-    -------
-    Tensor (B, L, D)
-    """
-    width, length = weight.shape[-1], x.shape[1]
-    taps = weight[:, 0].unbind(-1)
-    out = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
-    for lag in range(1, min(width, length)):
-        tap = taps[-1 - lag]
-        if reverse:
-            out = out + F.pad(x[:, lag:] * tap, (0, 0, 0, lag))
-        else:
-            out = out + F.pad(x[:, :-lag] * tap, (0, 0, lag, 0))
-    return out

@@ -1,4 +1,4 @@
-// The selective scan on raw pointers. Axis letters: B batch, L time, D channels, N state, G groups of channels.
+// The kernels' arguments on raw pointers. Axis letters: B batch, L time, D channels, N state, G groups of channels.
 // Strides count elements; a negative time stride scans from the end, so a reverse scan needs no flipped copies.
 #pragma once
 #include <cstdint>
@@ -45,15 +45,34 @@ struct Backward {
   T *dA, *dskip, *dbias, *dh0;      // contiguous; null where not wanted
 };
 
-struct Isa {
-  const char* name;
+template <class T>
+struct Convolution {  // depthwise: y_t = act(bias + sum_j weight[width - 1 - j] x_{t-j}), x zero before the start
+  int64_t B, L, D, width;
+  bool silu;
+  int threads;
+  Rows<const T> x, dy;
+  const T *weight, *bias;    // (D, width), (D,) or null; contiguous
+  Rows<T> y, dx;             // y in the forward pass, dx in the backward pass
+  T *dweight, *dbias;        // contiguous; dbias may be null
+};
+
+struct ScanKernels {
   void (*forward_f32)(const Forward<float>&);
   void (*forward_f64)(const Forward<double>&);
   void (*backward_f32)(const Backward<float>&);
   void (*backward_f64)(const Backward<double>&);
 };
 
-#define SSMSEQ_DECLARE_ISA(name) extern const Isa isa_##name;
+struct ConvolutionKernels {
+  void (*forward_f32)(const Convolution<float>&);
+  void (*forward_f64)(const Convolution<double>&);
+  void (*backward_f32)(const Convolution<float>&);
+  void (*backward_f64)(const Convolution<double>&);
+};
+
+#define SSMSEQ_DECLARE_ISA(name)         \
+  extern const ScanKernels scan_##name;  \
+  extern const ConvolutionKernels conv_##name;
 SSMSEQ_DECLARE_ISA(baseline)
 SSMSEQ_DECLARE_ISA(avx2)
 SSMSEQ_DECLARE_ISA(avx512)
