@@ -130,3 +130,17 @@ def test_install_without_a_compiler(tmp_path):
     backend, result = done.stdout.splitlines()
     assert backend.startswith("reference: the compiled module is missing")
     assert result == "1 (2, 9, 4)"
+
+
+def test_another_default_dtype_of_torch_is_no_obstacle():
+    code = (
+        "import sys, numpy as np, torch; from ssmseq import NaiveForecaster, SMambaForecaster;"
+        "torch.set_default_dtype(getattr(torch, sys.argv[1])); frame = np.sin(np.arange(60.0))[:, None] + 58;"
+        "est = SMambaForecaster(horizon=2, lookback=8, d_model=16, d_ff=16, max_epochs=1, random_state=0);"
+        "print(est.fit(frame).predict().dtype, next(est.network_.parameters()).dtype);"
+        "print(NaiveForecaster(horizon=1, lookback=2).fit(frame).predict()[0, 0] == frame[-1, 0])"
+    )
+    for dtype in ("float32", "float64"):
+        done = subprocess.run([sys.executable, "-c", code, dtype], capture_output=True, text=True, cwd=ROOT / "tests")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["float64", "torch.float32", "True"]

@@ -175,7 +175,7 @@ class BaseForecaster(SequenceEstimator):
         seed = draw_seed(self.random_state)
         with torch.random.fork_rng():  # also of every CUDA device, so that the caller's generators stay as they are
             torch.manual_seed(seed)
-            network = self._build_network(n_variates, n_covariates)
+            network = self._build_network(n_variates, n_covariates).float()  # whatever torch's default dtype is
             history = fit_network(network, self, train, valid, seed)
         self.network_, self.history_, self.n_iter_ = network, history, len(history)
 
@@ -188,7 +188,7 @@ class BaseForecaster(SequenceEstimator):
 
     def _forecast_rows(self, values: np.ndarray, times: pd.Index) -> np.ndarray:
         """Map `lookback` rows (L, V) to the rows that follow (H, V), both in the original units."""
-        inputs = torch.from_numpy(self._inputs(values, times)).float().T.unsqueeze(0)
+        inputs = torch.from_numpy(self._inputs(values, times)).T.unsqueeze(0)
         return self._forecast(inputs)[0].double().T.cpu().numpy() * self.scale_ + self.mean_
 
     # Private ----------------------------------------------------------------------------------------------------------
