@@ -1,9 +1,12 @@
-"""Small frames and small models for the tests of the estimators."""
+"""Small frames and small models for the tests of the estimators; memory and instruction sets for those of kernels."""
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
+
+from ssmseq_kernels import ops
 
 SMALL = {
     "horizon": 4,
@@ -60,3 +63,20 @@ def no_training(monkeypatch):
         raise AssertionError("training began")
 
     monkeypatch.setattr("lightning.pytorch.Trainer.fit", train)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill every uninitialised tensor with NaN, so that an element no kernel writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ops.cpu._cpu.runnable_isas() if ops.cpu else ["none"])
+def isa(request):
+    """Each instruction set of the compiled kernels that this machine can run, in turn."""
+    assert ops.cpu is not None, ops.CPU_MISSING
+    before = ops.cpu._cpu.set_isa(request.param)
+    yield request.param
+    ops.cpu._cpu.set_isa(before)

@@ -4,25 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssmseq_kernels import causal_conv1d, ops
+from ssmseq_kernels import causal_conv1d
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fill every uninitialised tensor with NaN, so that an element no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=ops.cpu._cpu.runnable_isas() if ops.cpu else ["none"])
-def isa(request):
-    assert ops.cpu is not None, ops.CPU_MISSING
-    before = ops.cpu._cpu.set_isa(request.param)
-    yield request.param
-    ops.cpu._cpu.set_isa(before)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def make_inputs(n_batch, length, n_channels, width, *, dtype=torch.float32):

@@ -12,23 +12,8 @@ from ssmseq_kernels import available_backends, ops, scan, selective_scan
 from ssmseq_kernels.reference import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fill every uninitialised tensor with NaN, so that an element no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=ops.cpu._cpu.runnable_isas() if ops.cpu else ["none"])
-def isa(request):
-    assert ops.cpu is not None, ops.CPU_MISSING
-    before = ops.cpu._cpu.set_isa(request.param)
-    yield request.param
-    ops.cpu._cpu.set_isa(before)
 
 
 def make_inputs(n_batch, length, n_channels, n_state, groups=1, *, dtype=torch.float32, seed=0, without=()):
