@@ -92,7 +92,7 @@ def test_gradcheck_opcheck_and_one_graph():
     inputs = make_inputs(2, 6, 3, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *x: causal_conv1d(*x, activation="silu"), inputs)
     x, weight, bias = make_inputs(2, 6, 3, 3)
-    torch.library.opcheck(torch.ops.ssmseq.causal_conv1d.default, (x, weight.detach()[:, 0], bias, True, True))
+    torch.library.opcheck(torch.ops.ssmseq.causal_conv1d.default, (x, weight.detach()[:, 0], bias, None, None, True, True))
     compiled = torch.compile(causal_conv1d, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias), causal_conv1d(x, weight, bias))
 

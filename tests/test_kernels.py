@@ -238,7 +238,7 @@ def test_second_derivative_is_refused():
 def test_opcheck(without, keep):
     inputs = make_inputs(2, 37, 6, 3)
     tensors = [None if k in without else inputs[k].requires_grad_(keep) for k in NAMES]
-    torch.library.opcheck(torch.ops.ssmseq.selective_scan.default, (*tensors, True, False, True, keep))
+    torch.library.opcheck(torch.ops.ssmseq.selective_scan.default, (*tensors, None, True, False, True, keep))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -7,19 +7,18 @@
 #include <cstring>
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
 
 #if defined(__AVX512F__)
 constexpr int kVecBytes = 64;
-constexpr int kStates = 8;  // states held in registers at a time
 #elif defined(__AVX2__)
 constexpr int kVecBytes = 32;
-constexpr int kStates = 4;
 #else
 constexpr int kVecBytes = 16;
-constexpr int kStates = 4;
 #endif
 
 typedef float F32 __attribute__((vector_size(kVecBytes)));
@@ -54,6 +53,12 @@ SSMSEQ_INLINE V load(const T* p) { V v; std::memcpy(&v, p, sizeof(V)); return v;
 template <class T, class V = typename Lane<T>::V>
 SSMSEQ_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
 // The first n lanes; the others read as zero and are not written.
+#if defined(__AVX512F__)
+SSMSEQ_INLINE F32 load(const float* p, int n) { return (F32)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
+SSMSEQ_INLINE F64 load(const double* p, int n) { return (F64)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
+SSMSEQ_INLINE void store(float* p, F32 v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v); }
+SSMSEQ_INLINE void store(double* p, F64 v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, (__m512d)v); }
+#else
 template <class T, class V = typename Lane<T>::V>
 SSMSEQ_INLINE V load(const T* p, int n) {
   if (n == Lane<T>::W) return load(p);
@@ -66,6 +71,7 @@ SSMSEQ_INLINE void store(T* p, V v, int n) {
   if (n == Lane<T>::W) return store(p, v);
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
+#endif
 
 template <class V> SSMSEQ_INLINE V fma(V a, V b, V c) { return a * b + c; }
 #if defined(__AVX512F__)
@@ -81,6 +87,10 @@ SSMSEQ_INLINE F32 fmsub(F32 a, F32 b, F32 c) { return (F32)_mm256_fmsub_ps((__m2
 SSMSEQ_INLINE F64 fmsub(F64 a, F64 b, F64 c) { return (F64)_mm256_fmsub_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 SSMSEQ_INLINE F32 nearest(F32 x) { return (F32)_mm256_round_ps((__m256)x, 8); }
 SSMSEQ_INLINE F64 nearest(F64 x) { return (F64)_mm256_round_pd((__m256d)x, 8); }
+#elif defined(__aarch64__)
+template <class V> SSMSEQ_INLINE V fmsub(V a, V b, V c) { return a * b - c; }
+SSMSEQ_INLINE F32 nearest(F32 x) { return (F32)vrndnq_f32((float32x4_t)x); }
+SSMSEQ_INLINE F64 nearest(F64 x) { return (F64)vrndnq_f64((float64x2_t)x); }
 #else
 template <class V> SSMSEQ_INLINE V fmsub(V a, V b, V c) { return a * b - c; }
 template <class T, class V> SSMSEQ_INLINE V nearest_magic(V x) {

@@ -1,6 +1,22 @@
 """The selective-scan core of ssmseq: for each operator one definition, and one kernel per kind of device."""
 
-from ssmseq_kernels.conv import causal_conv1d
-from ssmseq_kernels.scan import available_backends, processor, selective_scan
+from ssmseq_kernels.conv import causal_conv1d, causal_conv1d_update
+from ssmseq_kernels.scan import (
+    available_backends,
+    bidirectional_selective_scan,
+    processor,
+    selective_scan,
+    selective_state_update,
+    sequence_index,
+)
 
-__all__ = ["available_backends", "causal_conv1d", "processor", "selective_scan"]
+__all__ = [
+    "available_backends",
+    "bidirectional_selective_scan",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "processor",
+    "selective_scan",
+    "selective_state_update",
+    "sequence_index",
+]

@@ -1,4 +1,4 @@
-"""The public face of the convolution: checks shapes and dtypes, then calls the operator."""
+"""The public face of the convolution: checks shapes and dtypes, then calls the operator or its kernel."""
 
 import torch
 from torch import Tensor
@@ -6,16 +6,22 @@ from torch import Tensor
 from ssmseq_kernels import ops
 from ssmseq_kernels.reference import causal_conv1d_reference
 
-WIDEST = 8  # taps that the compiled kernel holds in registers
-
 
 def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None, reverse: bool = False
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    reverse: bool = False,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Depthwise convolution over the past, channels last, with an optional SiLU.
 
     Computed in the widest dtype given, and in float32 where that would be a half precision; bitwise the same for any
-    number of threads. Differentiable once.
+    number of threads. Tensors may have any strides. Differentiable once.
 
     Parameters
     ----------
@@ -24,12 +30,71 @@ def causal_conv1d(
         Laid out as in `torch.nn.Conv1d`: the last tap meets the current token.
     bias : Tensor (D,), optional
     activation : {"silu", None}
+    initial_state : Tensor (B, width - 1, D), optional
+        The inputs before the first step met, oldest first; zero where not given.
+    seq_idx : Tensor (B, L) of integers, optional
+        Numbers the sequences packed into one row: taps do not reach from one into another. The initial state belongs
+        to the first sequence met.
     reverse : bool
         Over the future instead; equal to flipping x along L, convolving, and flipping back.
+    return_final_state : bool
+        Also return the last inputs met, which continue the sequence as `initial_state` of another call.
 
     Returns
     -------
-    Tensor (B, L, D)
+    y : Tensor (B, L, D)
+        In the dtype of `x`.
+    final_state : Tensor (B, width - 1, D)
+        Only with `return_final_state`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, or for another activation.
+    TypeError
+        If a tensor is not real floating point, or `seq_idx` not of integers.
+    """
+    if x.dim() != 3:
+        raise ValueError(f"x must be (B, L, D), got {tuple(x.shape)}")
+    weight = _check_weights(x, weight, bias, activation)
+    shape = (x.shape[0], weight.shape[1] - 1, x.shape[2])
+    _check("initial_state", initial_state, shape)
+    _check("seq_idx", seq_idx, x.shape[:2])
+    if seq_idx is not None and seq_idx.is_floating_point():
+        raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
+    dtype = ops.arithmetic_dtype(x, weight, bias, initial_state)
+    w, b = ops.to_arithmetic(weight, dtype), ops.to_arithmetic(bias, dtype)
+    wide, before = (ops.to_arithmetic(t, dtype, inside=True) for t in (x, initial_state))
+    numbers = seq_idx if seq_idx is None or seq_idx.dtype == torch.int32 else seq_idx.to(torch.int32)
+    silu = activation == "silu"
+    if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST:
+        y = ops.conv((wide, w, b, before, numbers), silu, reverse)
+    else:
+        wide, before = wide.to(dtype), None if before is None else before.to(dtype)
+        y = causal_conv1d_reference(
+            wide, w, b, silu=silu, reverse=reverse, initial_state=before, seq_idx=seq_idx
+        )
+    y = y if y.dtype == x.dtype else y.to(x.dtype)
+    return (y, _final_state(x, initial_state, shape, reverse)) if return_final_state else y
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """Convolve one step and shift it into the state, in place, for generation step by step.
+
+    Parameters
+    ----------
+    x : Tensor (B, D)
+    state : Tensor (B, width - 1, D)
+        The inputs before, oldest first, of any strides; overwritten.
+    weight : Tensor (D, width) or (D, 1, width)
+    bias : Tensor (D,), optional
+    activation : {"silu", None}
+
+    Returns
+    -------
+    Tensor (B, D)
         In the dtype of `x`.
 
     Raises
@@ -37,22 +102,46 @@ def causal_conv1d(
     ValueError
         If a shape does not fit, or for another activation.
     TypeError
-        If a tensor is not real floating point.
+        If the state has another dtype than x.
+    RuntimeError
+        If a derivative is wanted; there is none.
     """
+    if x.dim() != 2:
+        raise ValueError(f"x must be (B, D), got {tuple(x.shape)}")
+    weight = _check_weights(x, weight, bias, activation)
+    _check("state", state, (x.shape[0], weight.shape[1] - 1, x.shape[1]))
+    if state.dtype != x.dtype:
+        raise TypeError(f"state must be {x.dtype} as x is, got {state.dtype}")
+    dtype = ops.arithmetic_dtype(x, weight, bias)
+    w, b = ops.to_arithmetic(weight, dtype), ops.to_arithmetic(bias, dtype)
+    silu = activation == "silu"
+    kinds = {x.dtype, dtype}
+    if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST and (len(kinds) == 1 or dtype == torch.float32):
+        return ops.step("causal_conv1d_update", (x, state, w, b), silu)
+    rows = torch.cat([state, x.unsqueeze(1)], 1).to(dtype)
+    y = causal_conv1d_reference(rows[:, -1:], w, b, silu=silu, reverse=False, initial_state=rows[:, :-1])
+    state.copy_(rows[:, 1:])
+    return y[:, 0].to(x.dtype)
+
+
+def _final_state(x: Tensor, initial_state: Tensor | None, shape: tuple[int, int, int], reverse: bool) -> Tensor:
+    before = x.new_zeros(shape) if initial_state is None else initial_state.to(x.dtype)
+    width = min(shape[1], x.shape[1])
+    last = x[:, :width].flip(1) if reverse else x[:, x.shape[1] - width :]
+    return torch.cat([before[:, width:], last], 1)
+
+
+def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x is not None and x.shape != shape:
+        raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     if activation not in ("silu", None):
         raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
-    if x.dim() != 3:
-        raise ValueError(f"x must be (B, L, D), got {tuple(x.shape)}")
+    n_channels = x.shape[-1]
     flat = weight[:, 0] if weight.dim() == 3 and weight.shape[1] == 1 else weight
-    if flat.dim() != 2 or flat.shape[0] != x.shape[2] or flat.shape[1] < 1:
-        raise ValueError(f"weight must be ({x.shape[2]}, width) or ({x.shape[2]}, 1, width), got {tuple(weight.shape)}")
-    if bias is not None and bias.shape != (x.shape[2],):
-        raise ValueError(f"bias must be ({x.shape[2]},), got {tuple(bias.shape)}")
-    dtype = ops.arithmetic_dtype(x, flat, bias)
-    u, w, b = x.to(dtype), flat.to(dtype), None if bias is None else bias.to(dtype)
-    silu = activation == "silu"
-    if ops.has_kernel(x.device) and flat.shape[1] <= WIDEST:
-        y = torch.ops.ssmseq.causal_conv1d(u, w, b, silu, reverse)
-    else:
-        y = causal_conv1d_reference(u, w, b, silu=silu, reverse=reverse)
-    return y if y.dtype == x.dtype else y.to(x.dtype)
+    if flat.dim() != 2 or flat.shape[0] != n_channels or flat.shape[1] < 1:
+        raise ValueError(f"weight must be ({n_channels}, width) or ({n_channels}, 1, width), got {tuple(weight.shape)}")
+    _check("bias", bias, (n_channels,))
+    return flat

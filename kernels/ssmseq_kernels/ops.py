@@ -1,10 +1,14 @@
 """The kernels as torch operators: schema, shapes for tracing, autograd, and which kernel serves which device.
 
 The operators of `torch.ops.ssmseq` run where their tensors are, on the devices that `has_kernel` names; so far that is
-the CPU, by the compiled C++ kernels.
+the CPU, by the compiled C++ kernels. They are what torch.compile, torch.export and the transforms of torch.func see. A
+plain eager call takes a shorter way round the dispatcher, to the same kernels: see `eager`.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch.autograd.function import FunctionCtx
 
 try:
     from ssmseq_kernels import cpu
@@ -14,36 +18,69 @@ except ImportError as error:  # a pure-Python install, made where no C++ compile
 else:
     CPU_MISSING = None
 
-_INPUTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state"
-)
+WIDEST = cpu._cpu.WIDEST if cpu is not None else 0  # taps of a compiled convolution
+N_SCAN = 10  # tensors of one scan, seq_idx last
+
+
+def _scan_schema(suffix: str = "") -> str:
+    names = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "seq_idx"]
+    return ", ".join(f"Tensor{'' if i < 5 else '?'} {name}{suffix}" for i, name in enumerate(names))
+
+
+def _tensors(count: int) -> str:
+    return "(" + ", ".join(["Tensor"] * count) + ")"
+
+
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? seq_idx, bool silu, bool reverse"
 _lib = torch.library.Library("ssmseq", "DEF")
 _lib.define(
-    f"selective_scan({_INPUTS}, bool delta_softplus, bool reverse, bool return_state, bool keep) "
-    "-> (Tensor y, Tensor final_state, Tensor kept)"
+    f"selective_scan({_scan_schema()}, bool delta_softplus, bool reverse, bool return_state, bool keep) -> {_tensors(3)}"
 )
 _lib.define(
-    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, {_INPUTS}, Tensor kept, bool delta_softplus, "
-    "bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, {_scan_schema()}, Tensor kept, "
+    f"bool delta_softplus, bool reverse) -> {_tensors(9)}"
 )
-
-
-_lib.define("causal_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor")
 _lib.define(
-    "causal_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) "
-    "-> (Tensor, Tensor, Tensor)"
+    f"selective_scan_pair({_scan_schema()}, {_scan_schema('_reverse')}, bool delta_softplus, bool return_state, "
+    f"bool keep) -> {_tensors(6)}"
 )
+_lib.define(
+    f"selective_scan_pair_backward(Tensor grad_y, Tensor? grad_state, {_scan_schema()}, Tensor kept, "
+    f"Tensor grad_y_reverse, Tensor? grad_state_reverse, {_scan_schema('_reverse')}, Tensor kept_reverse, "
+    f"bool delta_softplus) -> {_tensors(18)}"
+)
+_lib.define(
+    "selective_state_update(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? z, Tensor? delta_bias, bool delta_softplus) -> Tensor"
+)
+_lib.define(f"causal_conv1d({_CONV}) -> Tensor")
+_lib.define(f"causal_conv1d_backward(Tensor grad_y, {_CONV}) -> {_tensors(4)}")
+_lib.define("causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor")
 if cpu is not None:
     _lib.impl("selective_scan", cpu.forward, "CPU")
     _lib.impl("selective_scan_backward", cpu.backward, "CPU")
+    _lib.impl("selective_scan_pair", cpu.forward_pair, "CPU")
+    _lib.impl("selective_scan_pair_backward", cpu.backward_pair, "CPU")
+    _lib.impl("selective_state_update", cpu.update, "CPU")
     _lib.impl("causal_conv1d", cpu.conv_forward, "CPU")
     _lib.impl("causal_conv1d_backward", cpu.conv_backward, "CPU")
+    _lib.impl("causal_conv1d_update", cpu.conv_update, "CPU")
 
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the operator can run on tensors of this device; otherwise the reference has to."""
     return device.type == "cpu" and cpu is not None
+
+
+def eager(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call is a plain eager one, that nothing traces, transforms or watches."""
+    return (
+        all(x is None or type(x) is torch.Tensor or type(x) is torch.nn.Parameter for x in tensors)
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
@@ -57,63 +94,179 @@ def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
+def to_arithmetic(x: torch.Tensor | None, dtype: torch.dtype, *, inside: bool = False) -> torch.Tensor | None:
+    """Convert a tensor to the dtype of the arithmetic; not one that the kernels convert `inside` themselves."""
+    if x is None or x.dtype == dtype or (inside and dtype == torch.float32 and x.dtype.itemsize == 2):
+        return x
+    return x.to(dtype)
+
+
+def _fake_scan(u, A, return_state, keep):
+    state = A.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
+    return torch.empty_like(u), state, A.new_empty(cpu.checkpoint_shape(u, A, keep) if cpu else (0,))
+
+
 @torch.library.register_fake("ssmseq::selective_scan", lib=_lib)
-def _(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, return_state, keep):
-    state = u.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
-    return u.new_empty(u.shape), state, u.new_empty(cpu.checkpoint_shape(u, A, keep) if cpu else (0,))
+def _(u, delta, A, *args):
+    return _fake_scan(u, A, *args[-2:])
+
+
+@torch.library.register_fake("ssmseq::selective_scan_pair", lib=_lib)
+def _(*args):
+    return (*_fake_scan(args[0], args[2], *args[-2:]), *_fake_scan(args[10], args[12], *args[-2:]))
+
+
+def _fake_gradients(*tensors):
+    return cpu.empty_gradients(*tensors) if cpu else tuple(torch.empty_like(x) for x in tensors[:9])
 
 
 @torch.library.register_fake("ssmseq::selective_scan_backward", lib=_lib)
-def _(grad_y, grad_state, u, delta, A, B, C, D, z, delta_bias, initial_state, kept, delta_softplus, reverse):
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
+def _(grad_y, grad_state, *args):
+    return _fake_gradients(*args[:N_SCAN])
 
 
-def _setup_context(ctx, inputs, output):
+@torch.library.register_fake("ssmseq::selective_scan_pair_backward", lib=_lib)
+def _(*args):
+    return (*_fake_gradients(*args[2:12]), *_fake_gradients(*args[15:25]))
+
+
+@torch.library.register_fake("ssmseq::selective_state_update", lib=_lib)
+def _(state, u, *args):
+    return u.new_empty(u.shape)
+
+
+@torch.library.register_fake("ssmseq::causal_conv1d", lib=_lib)
+def _(x, *args):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("ssmseq::causal_conv1d_backward", lib=_lib)
+def _(grad_y, x, weight, bias, initial_state, *args):
+    small = [weight.new_empty(0 if t is None else t.shape) for t in (weight, bias)]
+    return torch.empty_like(x), *small, x.new_empty(0 if initial_state is None else initial_state.shape)
+
+
+@torch.library.register_fake("ssmseq::causal_conv1d_update", lib=_lib)
+def _(x, *args):
+    return x.new_empty(x.shape)
+
+
+def _wanted(grads, tensors, needed):
+    return [grad if x is not None and need else None for grad, x, need in zip(grads, tensors, needed, strict=False)]
+
+
+def _run(op, direct: Callable, *args):
+    """Call an operator, or its CPU kernel directly; the operator where a second derivative might be asked for."""
+    if torch.is_grad_enabled() or not eager(*(x for x in args if isinstance(x, torch.Tensor))):
+        return op(*args)
+    return direct(*args)
+
+
+def _scan_setup(ctx, inputs, output):
     *tensors, ctx.delta_softplus, ctx.reverse, ctx.return_state, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_y, grad_state, _):
+def _scan_backward(ctx, grad_y, grad_state, _):
     *tensors, kept = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(tensors[0])
-    grads = torch.ops.ssmseq.selective_scan_backward(
-        grad_y, grad_state if ctx.return_state else None, *tensors, kept, ctx.delta_softplus, ctx.reverse
-    )
-    needed = zip(grads, tensors, ctx.needs_input_grad[:9], strict=True)
-    wanted = [grad if x is not None and need else None for grad, x, need in needed]
-    return (*wanted, None, None, None, None)
+    grad_y = torch.zeros_like(tensors[0]) if grad_y is None else grad_y
+    grad_state = grad_state if ctx.return_state else None
+    args = (grad_y, grad_state, *tensors, kept, ctx.delta_softplus, ctx.reverse)
+    grads = _run(torch.ops.ssmseq.selective_scan_backward, cpu and cpu.backward, *args)
+    return (*_wanted(grads, tensors[:9], ctx.needs_input_grad), None, None, None, None, None)
 
 
-@torch.library.register_fake("ssmseq::causal_conv1d", lib=_lib)
-def _(x, weight, bias, silu, reverse):
-    return x.new_empty(x.shape)
+def _pair_setup(ctx, inputs, output):
+    ctx.delta_softplus, ctx.return_state, _ = inputs[20:]
+    ctx.save_for_backward(*inputs[:20], output[2], output[5])
+    ctx.set_materialize_grads(False)
 
 
-@torch.library.register_fake("ssmseq::causal_conv1d_backward", lib=_lib)
-def _(grad_y, x, weight, bias, silu, reverse):
-    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(0 if bias is None else bias.shape)
+def _pair_backward(ctx, *grads):
+    *tensors, kept, kept_reverse = ctx.saved_tensors
+    args = []
+    for own, grad_y, grad_state, states in (
+        (tensors[:10], *grads[:2], kept),
+        (tensors[10:], *grads[3:5], kept_reverse),
+    ):
+        grad_y = torch.zeros_like(own[0]) if grad_y is None else grad_y
+        args += [grad_y, grad_state if ctx.return_state else None, *own, states]
+    results = _run(torch.ops.ssmseq.selective_scan_pair_backward, cpu and cpu.backward_pair, *args, ctx.delta_softplus)
+    needed = ctx.needs_input_grad
+    first = _wanted(results[:9], tensors[:9], needed[:9])
+    second = _wanted(results[9:], tensors[10:19], needed[10:19])
+    return (*first, None, *second, None, None, None, None)
 
 
-def _conv_setup_context(ctx, inputs, output):
+def _conv_setup(ctx, inputs, output):
     *tensors, ctx.silu, ctx.reverse = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _conv_backward(ctx, grad_y):
     tensors = ctx.saved_tensors
-    grads = torch.ops.ssmseq.causal_conv1d_backward(grad_y, *tensors, ctx.silu, ctx.reverse)
-    needed = zip(grads, tensors, ctx.needs_input_grad[:3], strict=True)
-    return (*(grad if x is not None and need else None for grad, x, need in needed), None, None)
+    args = (grad_y, *tensors, ctx.silu, ctx.reverse)
+    grads = _run(torch.ops.ssmseq.causal_conv1d_backward, cpu and cpu.conv_backward, *args)
+    return (*_wanted(grads, tensors[:4], ctx.needs_input_grad), None, None, None)
 
 
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError("this operator can be differentiated once; a second derivative is not available")
 
 
-torch.library.register_autograd("ssmseq::causal_conv1d", _conv_backward, setup_context=_conv_setup_context, lib=_lib)
-torch.library.register_autograd("ssmseq::causal_conv1d_backward", _no_second_derivative, lib=_lib)
-torch.library.register_autograd("ssmseq::selective_scan_backward", _no_second_derivative, lib=_lib)
-torch.library.register_autograd("ssmseq::selective_scan", _backward, setup_context=_setup_context, lib=_lib)
+def _differentiable(name: str, setup: Callable, backward: Callable, direct: Callable | None) -> Callable:
+    """Register the derivative of an operator; return the operator for eager calls, without the dispatcher."""
+    torch.library.register_autograd(f"ssmseq::{name}", backward, setup_context=setup, lib=_lib)
+    torch.library.register_autograd(f"ssmseq::{name}_backward", _no_second_derivative, lib=_lib)
+    members = {
+        "forward": staticmethod(direct),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+    }
+    return type(name, (torch.autograd.Function,), members).apply if direct else getattr(torch.ops.ssmseq, name)
+
+
+_eager_scan = _differentiable("selective_scan", _scan_setup, _scan_backward, cpu and cpu.forward)
+_eager_pair = _differentiable("selective_scan_pair", _pair_setup, _pair_backward, cpu and cpu.forward_pair)
+_eager_conv = _differentiable("causal_conv1d", _conv_setup, _conv_backward, cpu and cpu.conv_forward)
+
+
+def _choose(op, differentiable: Callable, direct: Callable | None, tensors: tuple, flags: tuple):
+    if not eager(*tensors):
+        return op(*tensors, *flags)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return differentiable(*tensors, *flags)
+    return direct(*tensors, *flags) if direct else op(*tensors, *flags)
+
+
+def _keep(tensors) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def scan(tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
+    """The scan of ten tensors, by the shortest way that serves the call: y, final state, kept states."""
+    flags = (delta_softplus, reverse, return_state, _keep(tensors))
+    return _choose(torch.ops.ssmseq.selective_scan, _eager_scan, cpu and cpu.forward, tensors, flags)
+
+
+def scan_pair(tensors: tuple, delta_softplus: bool, return_state: bool):
+    """Two scans of ten tensors each, the second in reverse: the results of both."""
+    flags = (delta_softplus, return_state, _keep(tensors))
+    return _choose(torch.ops.ssmseq.selective_scan_pair, _eager_pair, cpu and cpu.forward_pair, tensors, flags)
+
+
+def conv(tensors: tuple, silu: bool, reverse: bool):
+    """The convolution of five tensors."""
+    return _choose(torch.ops.ssmseq.causal_conv1d, _eager_conv, cpu and cpu.conv_forward, tensors, (silu, reverse))
+
+
+def step(name: str, tensors: tuple, flag: bool):
+    """One step in place, of `selective_state_update` or `causal_conv1d_update`."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        raise RuntimeError(
+            f"{name} works in place and has no derivative: call it under torch.no_grad(), or train with the whole scan"
+        )
+    if not eager(*tensors):
+        return getattr(torch.ops.ssmseq, name)(*tensors, flag)
+    return (cpu.update if name == "selective_state_update" else cpu.conv_update)(*tensors, flag)

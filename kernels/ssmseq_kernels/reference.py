@@ -22,6 +22,7 @@ def selective_scan_reference(
     *,
     delta_softplus: bool = True,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Selective scan, one time step after another, in the dtype of its arguments.
@@ -38,13 +39,15 @@ def selective_scan_reference(
     ----------
     u, delta : Tensor (B, L, D)
     A : Tensor (D, N)
-    B, C : Tensor (B, L, G, N)
+    B, C : Tensor (B, L, G, N) or (D, N)
     D : Tensor (D,), optional
     z : Tensor (B, L, D), optional
     delta_bias : Tensor (D,), optional
     delta_softplus : bool
     initial_state : Tensor (B, D, N), optional
         Zero where not given.
+    seq_idx : Tensor (B, L) of integers, optional
+        The state starts from zero where the number changes.
     reverse : bool
         Scan from the last step to the first.
 
@@ -58,17 +61,17 @@ def selective_scan_reference(
     Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
     """
     n_batch, length, n_channels = u.shape
-    per_group = n_channels // B.shape[2] if B.shape[2] else 0
     dt = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
         dt = F.softplus(dt, threshold=SOFTPLUS_THRESHOLD)
-    B_BLDN = B.repeat_interleave(per_group, dim=2)
-    C_BLDN = C.repeat_interleave(per_group, dim=2)
-    steps = list(zip(dt.unbind(1), (dt * u).unbind(1), B_BLDN.unbind(1), C_BLDN.unbind(1), strict=True))
+    B_BLDN, C_BLDN = (_by_channel(x, u) for x in (B, C))
+    kept = _kept(seq_idx, reverse) if seq_idx is not None else u.new_ones(n_batch, length)
+    parts = (dt, dt * u, B_BLDN, C_BLDN, kept.to(u.dtype)[:, :, None, None])
+    steps = list(zip(*(x.unbind(1) for x in parts), strict=True))
     state = u.new_zeros(n_batch, n_channels, A.shape[1]) if initial_state is None else initial_state
     outputs = []
-    for dt_t, dtu_t, B_t, C_t in reversed(steps) if reverse else steps:
-        state = torch.exp(dt_t.unsqueeze(-1) * A) * state + dtu_t.unsqueeze(-1) * B_t
+    for dt_t, dtu_t, B_t, C_t, kept_t in reversed(steps) if reverse else steps:
+        state = torch.exp(dt_t.unsqueeze(-1) * A) * kept_t * state + dtu_t.unsqueeze(-1) * B_t
         outputs.append((state * C_t).sum(-1))
     if reverse:
         outputs.reverse()
@@ -80,17 +83,54 @@ def selective_scan_reference(
     return y, state
 
 
-def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, reverse: bool) -> Tensor:
+def _by_channel(mixer: Tensor, u: Tensor) -> Tensor:
+    """B or C as (B, L, D, N), whether it is grouped or constant."""
+    if mixer.dim() == 2:
+        return mixer.expand(*u.shape, mixer.shape[1])
+    return mixer.repeat_interleave(u.shape[2] // mixer.shape[2], dim=2)
+
+
+def _kept(seq_idx: Tensor, reverse: bool) -> Tensor:
+    """Whether a step continues the sequence of the step before it in the order of the scan, (B, L); the first does."""
+    same = seq_idx[:, 1:] == seq_idx[:, :-1]
+    return F.pad(same, (0, 1) if reverse else (1, 0), value=True)[:, : seq_idx.shape[1]]
+
+
+def selective_state_update_reference(state, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus: bool) -> Tensor:
+    """One step of the scan, in place on state (B, D, N); arguments as in `selective_state_update`, B and C grouped."""
+    u, delta, B, C, z = (None if x is None else x.to(state.dtype).unsqueeze(1) for x in (u, delta, B, C, z))
+    options = {"delta_softplus": delta_softplus, "initial_state": state}
+    y, after = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, **options)
+    state.copy_(after)
+    return y[:, 0]
+
+
+def causal_conv1d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    silu: bool,
+    reverse: bool,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor:
     """Depthwise causal convolution, channels last, as a sum of shifted products; arguments as in `causal_conv1d`.
 
     For the widths in use (2 to 4) this is faster on a CPU than moving the channels first for torch's own convolution.
     """
-    width, length = weight.shape[1], x.shape[1]
+    past = weight.shape[1] - 1
+    if reverse:
+        x, seq_idx = x.flip(1), None if seq_idx is None else seq_idx.flip(1)
+    before = x.new_zeros(x.shape[0], past, x.shape[2]) if initial_state is None else initial_state
+    padded, length = torch.cat([before, x], 1), x.shape[1]
+    y = x.new_zeros(x.shape) if bias is None else bias.expand(x.shape)
     taps = weight.unbind(1)
-    y = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
-    for lag in range(1, min(width, length)):
-        if reverse:
-            y = y + F.pad(x[:, lag:] * taps[-1 - lag], (0, 0, 0, lag))
-        else:
-            y = y + F.pad(x[:, :-lag] * taps[-1 - lag], (0, 0, lag, 0))
-    return F.silu(y) if silu else y
+    kept = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    for lag in range(past + 1):
+        shifted = padded[:, past - lag : past - lag + length]
+        y = y + (shifted * taps[-1 - lag] if seq_idx is None else shifted * taps[-1 - lag] * kept.unsqueeze(-1))
+        if seq_idx is not None:  # one more step back within the same sequence
+            kept = kept & F.pad(_kept(seq_idx, False), (lag, 0), value=True)[:, :length]
+    y = F.silu(y) if silu else y
+    return y.flip(1) if reverse else y

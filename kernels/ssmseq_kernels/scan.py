@@ -1,13 +1,12 @@
-"""The public face of the scan: checks shapes and dtypes, then calls the operator."""
+"""The public face of the scan: checks shapes and dtypes, then calls the operator or its kernel."""
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmseq_kernels import ops
-from ssmseq_kernels.reference import selective_scan_reference
+from ssmseq_kernels.reference import selective_scan_reference, selective_state_update_reference
 
 _warned = False
 
@@ -24,6 +23,7 @@ def selective_scan(
     *,
     delta_softplus: bool = True,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -36,19 +36,20 @@ def selective_scan(
 
     It runs where its tensors are; see `available_backends`. The arithmetic is done in the widest dtype given, and in
     float32 where that would be a half precision; y comes back in the dtype of `u`, the state in that of the arithmetic.
-    Results are bitwise the same for any number of threads. Differentiable once in every tensor; a second derivative
-    raises.
+    Tensors may have any strides: views, flips of axes and channel-major layouts are read where they lie. Results are
+    bitwise the same for any number of threads. Differentiable once in every tensor; a second derivative raises.
 
     Parameters
     ----------
     u : Tensor (B, L, D)
-        Input. Any strides; no copy is made if the last one is 1.
+        Input.
     delta : Tensor (B, L, D)
         Step size before bias and softplus.
     A : Tensor (D, N)
         Continuous-time decay rates, usually negative.
-    B, C : Tensor (B, L, N) or (B, L, G, N)
-        Input and output mixing; with groups, channel d uses group ``d // (D / G)``.
+    B, C : Tensor (B, L, N) or (B, L, G, N) or (D, N)
+        Input and output mixing. With groups, channel d uses group ``d // (D / G)``; with two axes it is constant over
+        batch and time, and each channel has its own.
     D : Tensor (D,), optional
         Weight of the skip from u to y.
     z : Tensor (B, L, D), optional
@@ -58,6 +59,9 @@ def selective_scan(
         Pass delta + bias through softplus.
     initial_state : Tensor (B, D, N), optional
         Zero where not given.
+    seq_idx : Tensor (B, L) of integers, optional
+        Numbers the sequences packed into one row: the state starts from zero wherever the number changes. The initial
+        state belongs to the first sequence met, the final state to the last. See `sequence_index`.
     reverse : bool
         Scan from the last step to the first, without flipped copies.
     return_final_state : bool
@@ -74,34 +78,168 @@ def selective_scan(
     ValueError
         If a shape does not fit the shape of `u` and `A`.
     TypeError
-        If a tensor is not real floating point.
+        If a tensor is not real floating point, or `seq_idx` not of integers.
 
     References
     ----------
     Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias, initial_state]
-    dtype = ops.arithmetic_dtype(*tensors)
-    tensors = [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors]
-    for i in (3, 4):
-        if tensors[i].dim() == 3:
-            tensors[i] = tensors[i].unsqueeze(2)
-    if not ops.has_kernel(u.device):
-        return _by_reference(tensors, delta_softplus, reverse, return_final_state, u.dtype)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, state, _ = torch.ops.ssmseq.selective_scan(*tensors, delta_softplus, reverse, return_final_state, keep)
-    y = y if y.dtype == u.dtype else y.to(u.dtype)
+    tensors = _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    if ops.has_kernel(u.device):
+        y, state, _ = ops.scan(tensors, delta_softplus, reverse, return_final_state)
+    else:
+        _warn_once(u.device.type)
+        y, state = _by_reference(tensors, delta_softplus, reverse)
     return (y, state) if return_final_state else y
 
 
-def _by_reference(tensors, delta_softplus, reverse, return_final_state, dtype):
-    _warn_once(tensors[0].device.type)
-    *inputs, initial_state = tensors
-    y, state = selective_scan_reference(
-        *inputs, delta_softplus=delta_softplus, initial_state=initial_state, reverse=reverse
-    )
-    return (y.to(dtype), state) if return_final_state else y.to(dtype)
+def bidirectional_selective_scan(
+    forward: tuple[Tensor | None, ...],
+    reverse: tuple[Tensor | None, ...],
+    *,
+    delta_softplus: bool = True,
+    return_final_state: bool = False,
+) -> tuple:
+    """Scan from the start with one set of tensors and from the end with another, in one call.
+
+    Both directions share one team of threads, which is what short sequences need; on tensors that both use (u or z, as
+    in Vim) the gradients add up.
+
+    Parameters
+    ----------
+    forward, reverse : tuple of Tensor or None
+        The positional arguments of `selective_scan`, from u to delta_bias, then initial_state and seq_idx; what is left
+        out at the end is None.
+    delta_softplus : bool
+    return_final_state : bool
+
+    Returns
+    -------
+    forward, reverse : Tensor (B, L, D), or tuple of y and final state
+        As `selective_scan` returns them, both in the order of time.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `selective_scan`.
+
+    References
+    ----------
+    Zhu et al., "Vision Mamba", arXiv 2401.09417; Wang et al., "Is Mamba effective for time series forecasting?",
+    arXiv 2403.11144.
+    """
+    prepared = [_prepare(*args, *[None] * (ops.N_SCAN - len(args))) for args in (forward, reverse)]
+    first, second = prepared
+    if ops.has_kernel(first[0].device) and first[2].dtype == second[2].dtype:
+        y, state, _, y_reverse, state_reverse, _ = ops.scan_pair((*first, *second), delta_softplus, return_final_state)
+        pairs = ((y, state), (y_reverse, state_reverse))
+    else:
+        options = {"delta_softplus": delta_softplus, "return_final_state": True}
+        both = zip(prepared, (False, True), strict=True)
+        pairs = [
+            selective_scan(*x[:8], initial_state=x[8], seq_idx=x[9], reverse=back, **options) for x, back in both
+        ]
+    return tuple(pairs) if return_final_state else (pairs[0][0], pairs[1][0])
+
+
+def selective_state_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """Advance the state by one step in place: the scan at L = 1, for generation step by step.
+
+    Parameters
+    ----------
+    state : Tensor (B, D, N)
+        Overwritten; float32, or float64 if another tensor is. Its last axis has stride 1.
+    u, delta : Tensor (B, D)
+    A : Tensor (D, N)
+    B, C : Tensor (B, N) or (B, G, N)
+    D : Tensor (D,), optional
+    z : Tensor (B, D), optional
+    delta_bias : Tensor (D,), optional
+    delta_softplus : bool
+
+    Returns
+    -------
+    Tensor (B, D)
+        In the dtype of `u`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+    TypeError
+        If the dtype of the state is not that of the arithmetic.
+    RuntimeError
+        If a derivative is wanted; there is none.
+    """
+    _check_step(state, u, delta, A, B, C, D, z, delta_bias)
+    B, C = (x if x.dim() == 3 else x.unsqueeze(1) for x in (B, C))
+    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
+    if state.dtype != dtype:
+        raise TypeError(f"state must be {dtype}, the dtype of the arithmetic, got {state.dtype}")
+    A, D, delta_bias = (ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias))
+    u_, delta, B, C, z = (ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, B, C, z))
+    tensors = (state, u_, delta, A, B, C, D, z, delta_bias)
+    if ops.has_kernel(u.device):
+        y = ops.step("selective_state_update", tensors, delta_softplus)
+    else:
+        _warn_once(u.device.type)
+        y = selective_state_update_reference(*tensors, delta_softplus=delta_softplus)
+    return y if y.dtype == u.dtype else y.to(u.dtype)
+
+
+def sequence_index(cu_seqlens: Tensor) -> Tensor:
+    """Number the steps of packed sequences, for `seq_idx`, from their cumulative lengths.
+
+    Parameters
+    ----------
+    cu_seqlens : Tensor (sequences + 1,) of integers
+        ``[0, l_1, l_1 + l_2, ...]``, the total last; sequences may be empty.
+
+    Returns
+    -------
+    Tensor (1, total) of int32
+
+    Raises
+    ------
+    ValueError
+        If it does not start at 0 or decreases.
+    """
+    if cu_seqlens.dim() != 1 or not len(cu_seqlens) or cu_seqlens[0] != 0 or (cu_seqlens.diff() < 0).any():
+        raise ValueError(f"cu_seqlens must be one-dimensional, start at 0 and never decrease, got {cu_seqlens.tolist()}")
+    numbers = torch.arange(len(cu_seqlens) - 1, dtype=torch.int32, device=cu_seqlens.device)
+    return numbers.repeat_interleave(cu_seqlens.diff())[None]
+
+
+def _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx):
+    """Check the tensors of one scan and bring them to the dtypes and the axes of the operator."""
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    A, D, delta_bias, initial_state = (ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias, initial_state))
+    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
+    u, delta, B, C, z = (ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, B, C, z))
+    if seq_idx is not None and seq_idx.dtype != torch.int32:
+        seq_idx = seq_idx.to(torch.int32)
+    return (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+
+
+def _by_reference(tensors, delta_softplus, reverse):
+    *inputs, initial_state, seq_idx = tensors
+    options = {"initial_state": initial_state, "seq_idx": seq_idx, "reverse": reverse}
+    wide = [x if x is None else x.to(tensors[2].dtype) for x in inputs]
+    y, state = selective_scan_reference(*wide, delta_softplus=delta_softplus, **options)
+    return y.to(tensors[0].dtype), state
 
 
 def _warn_once(device: str) -> None:
@@ -141,35 +279,74 @@ def processor() -> tuple[str, str]:
     return ops.cpu._cpu.vendor(), ops.cpu._cpu.runnable_isas()[-1]
 
 
-def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> None:
     if u.dim() != 3 or A.dim() != 2:
         raise ValueError(f"u must be (B, L, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
     n_batch, length, n_channels = u.shape
     n_state = A.shape[1]
+    _check_common(u, A, D, delta_bias)
     wanted = {
-        "delta": (delta, (n_batch, length, n_channels)),
-        "A": (A, (n_channels, n_state)),
-        "D": (D, (n_channels,)),
-        "z": (z, (n_batch, length, n_channels)),
-        "delta_bias": (delta_bias, (n_channels,)),
+        "delta": (delta, u.shape),
+        "z": (z, u.shape),
         "initial_state": (initial_state, (n_batch, n_channels, n_state)),
+        "seq_idx": (seq_idx, (n_batch, length)),
     }
     for name, (x, shape) in wanted.items():
-        if x is not None and x.shape != shape:
-            raise ValueError(
-                f"{name} must be {shape} to fit u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(x.shape)}"
-            )
-    if n_state < 1:
-        raise ValueError(f"A must have at least one state, got {tuple(A.shape)}")
+        _check(name, x, shape, u, A)
+    if seq_idx is not None and (seq_idx.is_floating_point() or seq_idx.is_complex()):
+        raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
+    groups = set()
     for name, x in (("B", B), ("C", C)):
-        groups = x.shape[2] if x.dim() == 4 else 1
-        if x.dim() not in (3, 4) or x.shape[:2] != u.shape[:2] or x.shape[-1] != n_state:
+        constant = x.dim() == 2 and x.shape == A.shape
+        if not constant and (x.dim() not in (3, 4) or x.shape[:2] != u.shape[:2] or x.shape[-1] != n_state):
             raise ValueError(
-                f"{name} must be ({n_batch}, {length}, {n_state}) or ({n_batch}, {length}, groups, "
-                f"{n_state}), got {tuple(x.shape)}"
+                f"{name} must be ({n_batch}, {length}, {n_state}) or ({n_batch}, {length}, groups, {n_state}), or "
+                f"{tuple(A.shape)} if constant, got {tuple(x.shape)}"
             )
-        if groups < 1 or n_channels % groups or (B.dim(), C.dim()) in ((3, 4), (4, 3)) or B.shape != C.shape:
+        if not constant:
+            groups.add(x.shape[2] if x.dim() == 4 else 1)
+    _check_groups(groups, B, C, n_channels)
+
+
+def _check_common(u: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor | None) -> None:
+    if A.shape[1] < 1:
+        raise ValueError(f"A must have at least one state, got {tuple(A.shape)}")
+    n_channels = u.shape[-1]
+    _check("A", A, (n_channels, A.shape[1]), u, A)
+    _check("D", D, (n_channels,), u, A)
+    _check("delta_bias", delta_bias, (n_channels,), u, A)
+
+
+def _check(name: str, x: Tensor | None, shape: tuple[int, ...], u: Tensor, A: Tensor) -> None:
+    if x is not None and x.shape != shape:
+        raise ValueError(
+            f"{name} must be {tuple(shape)} to fit u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(x.shape)}"
+        )
+
+
+def _check_groups(groups: set[int], B: Tensor, C: Tensor, n_channels: int) -> None:
+    if len(groups) > 1 or any(g < 1 or n_channels % g for g in groups):
+        raise ValueError(
+            f"B {tuple(B.shape)} and C {tuple(C.shape)} must have one number of groups, one that divides the "
+            f"{n_channels} channels"
+        )
+
+
+def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
+    if u.dim() != 2 or A.dim() != 2:
+        raise ValueError(f"u must be (B, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
+    n_batch, n_channels = u.shape
+    n_state = A.shape[1]
+    _check_common(u, A, D, delta_bias)
+    for name, x, shape in (
+        ("state", state, (n_batch, n_channels, n_state)),
+        ("delta", delta, u.shape),
+        ("z", z, u.shape),
+    ):
+        _check(name, x, shape, u, A)
+    for name, x in (("B", B), ("C", C)):
+        if x.dim() not in (2, 3) or x.shape[0] != n_batch or x.shape[-1] != n_state:
             raise ValueError(
-                f"B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape, with a number of groups "
-                f"that divides the {n_channels} channels"
+                f"{name} must be ({n_batch}, {n_state}) or ({n_batch}, groups, {n_state}), got {tuple(x.shape)}"
             )
+    _check_groups({1 if x.dim() == 2 else x.shape[1] for x in (B, C)}, B, C, n_channels)

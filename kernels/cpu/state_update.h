@@ -1,0 +1,61 @@
+// One step of the scan, in place, for decoding. A state's N numbers lie side by side, so here one lane is one number of
+// a state; the sums over states of W channels are taken together.
+#pragma once
+#include "tile.h"
+
+namespace {
+
+using ssmseq::Update;
+
+// One row of B or C as numbers: where it lies if it can be read there, else in `scratch`.
+template <class T> const T* mixer_row(const Mixers& m, int64_t b, int64_t g, int64_t N, T* scratch) {
+  const char* p = m.at<T>(b, 0, g);
+  if (m.kind == Kind::native && m.state == 1) return reinterpret_cast<const T*>(p);
+  for (int64_t n = 0; n < N; ++n) scratch[n] = get<T>(m.kind, p + n * m.state * ssmseq::item_size<T>(m.kind));
+  return scratch;
+}
+
+template <class T> void update_block(const Update<T>& w, int64_t b, int64_t g, int64_t c0, int lanes, T* scratch) {
+  using V = Vec<T>;
+  constexpr int W = Lane<T>::W;
+  V u, dt, z, slope, products[W]{};
+  load_tile<T>(w.u, b, 0, 1, c0, lanes, &u);
+  load_tile<T>(w.delta, b, 0, 1, c0, lanes, &dt);
+  if (w.bias) dt += load(w.bias + c0, lanes);
+  if (w.softplus) dt = softplus<T>(dt, &slope);
+  const T *B = mixer_row(w.Bm, b, g, w.N, scratch), *C = mixer_row(w.Cm, b, g, w.N, scratch + w.N);
+  T step[W], step_u[W];
+  store(step, dt * splat(kLog2e<T>));
+  store(step_u, dt * u);
+  for (int i = 0; i < lanes; ++i) {
+    T* h = reinterpret_cast<T*>(w.state.template at<T>(b, 0, c0 + i));
+    const T* A = reinterpret_cast<const T*>(w.A.template at<T>(0, 0, c0 + i));
+    const V dt_i = splat(step[i]), dtu_i = splat(step_u[i]);
+    for (int64_t n = 0; n < w.N; n += W) {
+      const int count = static_cast<int>(min64(W, w.N - n));
+      const V next = fma(exp2_product(dt_i, load(A + n, count)), load(h + n, count), dtu_i * load(B + n, count));
+      store(h + n, next, count);
+      products[i] = fma(next, load(C + n, count), products[i]);
+    }
+  }
+  V y = lane_sums<T>(products);
+  if (w.skip) y = fma(load(w.skip + c0, lanes), u, y);
+  if (w.z.p) {
+    load_tile<T>(w.z, b, 0, 1, c0, lanes, &z);
+    y *= z * sigmoid<T>(z);
+  }
+  store_tile<T>(w.y, b, 0, 1, c0, lanes, &y);
+}
+
+template <class T> void update(const Update<T>& w, int threads) {
+  constexpr int64_t W = Lane<T>::W, kSpan = 8;
+  const int64_t per_group = w.D / w.G, blocks = ceil_div(per_group, W), spans = ceil_div(blocks, kSpan);
+  parallel(w.B * w.G * spans, threads, w.B * w.D * w.N, [&](int64_t index) {
+    const int64_t span = index % spans, g = index / spans % w.G, b = index / spans / w.G;
+    Buffer<T> scratch(2 * w.N);
+    for (int64_t i = span * kSpan; i < min64(blocks, (span + 1) * kSpan); ++i)
+      update_block(w, b, g, g * per_group + i * W, static_cast<int>(min64(W, per_group - i * W)), scratch.p);
+  });
+}
+
+}  // namespace
