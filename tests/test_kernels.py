@@ -7,57 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import NAMES, TOLERANCE, assert_matches_reference, make_inputs, relative_error, run_with_gradients
 
 from ssmseq_kernels import available_backends, ops, scan, selective_scan
 from ssmseq_kernels.reference import selective_scan_reference
 
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-
-
-def make_inputs(n_batch, length, n_channels, n_state, groups=1, *, dtype=torch.float32, seed=0, without=()):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "u": normal(n_batch, length, n_channels),
-        "delta": normal(n_batch, length, n_channels) - 2,
-        "A": -torch.exp(0.5 * normal(n_channels, n_state)) * torch.arange(1, n_state + 1),
-        "B": normal(n_batch, length, groups, n_state),
-        "C": normal(n_batch, length, groups, n_state),
-        "D": normal(n_channels),
-        "z": normal(n_batch, length, n_channels),
-        "delta_bias": 0.3 * normal(n_channels),
-        "initial_state": normal(n_batch, n_channels, n_state),
-    }
-    return {k: v.to(dtype) for k, v in inputs.items() if k not in without}
-
-
-def relative_error(found, truth):
-    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-12)).item()
-
-
-def run_with_gradients(function, inputs, seed=1):
-    """Return y, the final state and the gradient of a random functional of both, for every input."""
-    leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
-    y, state = function(**leaves)
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in (y, state)]
-    grads = torch.autograd.grad([y, state], list(leaves.values()), weights)
-    return {"y": y, "final_state": state, **{f"grad of {k}": g for k, g in zip(leaves, grads, strict=True)}}
-
-
-def assert_matches_reference(inputs, **options):
-    found = run_with_gradients(lambda **x: selective_scan(**x, **options, return_final_state=True), inputs)
-    exact = {k: v.double() for k, v in inputs.items()}
-    truth = run_with_gradients(lambda **x: selective_scan_reference(**x, **options), exact)
-    tolerance = TOLERANCE[inputs["u"].dtype]
-    for name, value in truth.items():
-        error = relative_error(found[name], value)
-        assert error < tolerance, f"{name}: relative error {error:.2e} exceeds {tolerance:.0e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -1,14 +1,16 @@
-// Python bindings. Tensors arrive as tuples of integers, (address, kind, strides...): no torch header is needed to build,
-// and no DLPack capsule is made per call. The caller (ssmseq_kernels/cpu.py) keeps the tensors alive and has checked them.
+// Python bindings. The caller (ssmseq_kernels/cpu.py) keeps the tensors alive and has checked them, but for a decode step,
+// whose checks would take longer in Python than the step itself.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
+#include "tensors.h"
 
 namespace nb = nanobind;
 using ssmseq::Convolution;
@@ -53,87 +55,75 @@ std::string set_isa(const std::string& name) {
   throw std::invalid_argument("this machine cannot run the instruction set '" + name + "'");
 }
 
-int64_t number(nb::handle t, int i) { return PyLong_AsLongLong(PyTuple_GetItem(t.ptr(), i)); }
-nb::handle field(nb::handle t, int i) { return PyTuple_GetItem(t.ptr(), i); }
-bool flag(nb::handle t, int i) { return field(t, i).is(Py_True); }
+const ssmseq::View read(nb::handle x) { return ssmseq::Reader::get()(x); }
 
-// Reads the tuples of one call; with `reverse` time runs backwards through every tensor.
-template <class T> struct Reader {
+Rows as_rows(const ssmseq::View& v) {  // (B, L, D)
+  return {v.p, v.kind(), v.stride[0], v.stride[1], v.stride[2]};
+}
+Rows as_states(const ssmseq::View& v) {  // (B, D, N): states take the place of time
+  return {v.p, v.kind(), v.stride[0], v.stride[2], v.stride[1]};
+}
+Rows as_steps(const ssmseq::View& v) {  // (B, D)
+  return {v.p, v.kind(), v.stride[0], 0, v.stride[1]};
+}
+Mixers as_mixers(const ssmseq::View& v) {  // (B, L, G, N), or (D, N) if constant
+  if (v.axes == 2) return {v.p, v.kind(), 0, 0, v.stride[0], v.stride[1], true};
+  return {v.p, v.kind(), v.stride[0], v.stride[1], v.stride[2], v.stride[3], false};
+}
+Sequence as_sequence(const ssmseq::View& v) {
+  return {reinterpret_cast<const int32_t*>(v.p), v.stride[0], v.stride[1]};
+}
+template <class T> T* flat(nb::handle x) { return reinterpret_cast<T*>(read(x).p); }  // contiguous, or null
+
+// Reads the tensors of one call; with `reverse` time runs backwards through every one.
+template <class T> struct InTime {
   int64_t L;
   bool reverse;
-
-  T* flat(nb::handle t, int i) const { return reinterpret_cast<T*>(number(t, i)); }  // 0 is null
-  Rows states(nb::handle t) const {  // (address, kind, batch, time, channel)
-    Rows r;
-    if (t.is_none()) return r;
-    r.p = reinterpret_cast<char*>(number(t, 0));
-    r.kind = static_cast<Kind>(number(t, 1));
-    r.batch = number(t, 2);
-    r.time = number(t, 3);
-    r.channel = number(t, 4);
-    return r;
+  Rows rows(nb::handle x) const { return turned(as_rows(read(x))); }
+  Mixers mixers(nb::handle x) const {
+    const Mixers m = as_mixers(read(x));
+    return m.constant ? m : turned(m);
   }
-  Rows rows(nb::handle t) const {
-    Rows r = states(t);
-    if (r.p && reverse) turn(r.p, r.time, ssmseq::item_size<T>(r.kind));
-    return r;
-  }
-  Mixers mixers(nb::handle t) const {  // (address, kind, batch, time, group, state) or (address, kind, channel, state)
-    Mixers m;
-    if (t.is_none()) return m;
-    m.p = reinterpret_cast<char*>(number(t, 0));
-    m.kind = static_cast<Kind>(number(t, 1));
-    m.constant = PyTuple_Size(t.ptr()) == 4;
-    if (m.constant) {
-      m.group = number(t, 2);
-      m.state = number(t, 3);
-      return m;
-    }
-    m.batch = number(t, 2);
-    m.time = number(t, 3);
-    m.group = number(t, 4);
-    m.state = number(t, 5);
-    if (reverse) turn(m.p, m.time, ssmseq::item_size<T>(m.kind));
-    return m;
-  }
-  Sequence sequence(nb::handle t) const {  // (address, batch, time)
-    Sequence s;
-    if (t.is_none()) return s;
-    char* p = reinterpret_cast<char*>(number(t, 0));
-    s.batch = number(t, 1);
-    s.time = number(t, 2);
-    if (reverse) turn(p, s.time, sizeof(int32_t));
-    s.p = reinterpret_cast<const int32_t*>(p);
+  Sequence sequence(nb::handle x) const {
+    Sequence s = as_sequence(read(x));
+    if (reverse && L && s.p) s.p += (L - 1) * s.time;
+    if (reverse) s.time = -s.time;
     return s;
   }
-  void turn(char*& p, int64_t& stride, int64_t item) const {
-    if (L) p += (L - 1) * stride * item;
-    stride = -stride;
+  template <class R> R turned(R r) const {
+    if (!reverse || !r.p) return r;
+    if (L) r.p += (L - 1) * r.time * ssmseq::item_size<T>(r.kind);
+    r.time = -r.time;
+    return r;
   }
 };
 
-// (sizes (B, L, D, N, G), u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, softplus, reverse, results...)
-constexpr int kScanInputs = 13;
-template <class T> Reader<T> read_scan(nb::handle call, Scan<T>& s) {
-  const nb::handle sizes = field(call, 0);
-  s.B = number(sizes, 0);
-  s.L = number(sizes, 1);
-  s.D = number(sizes, 2);
-  s.N = number(sizes, 3);
-  s.G = number(sizes, 4);
-  s.softplus = flag(call, 11);
-  const Reader<T> read{s.L, flag(call, 12)};
-  s.u = read.rows(field(call, 1));
-  s.delta = read.rows(field(call, 2));
-  s.A = read.states(field(call, 3));
-  s.Bm = read.mixers(field(call, 4));
-  s.Cm = read.mixers(field(call, 5));
-  s.skip = read.flat(call, 6);
-  s.z = read.rows(field(call, 7));
-  s.bias = read.flat(call, 8);
-  s.h0 = read.states(field(call, 9));
-  s.seq = read.sequence(field(call, 10));
-  return read;
+nb::handle field(nb::handle t, int i) { return PyTuple_GetItem(t.ptr(), i); }
+bool flag(nb::handle t, int i) { return field(t, i).is(Py_True); }
+
+// (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, softplus, reverse, results...)
+constexpr int kScanInputs = 12;
+template <class T> InTime<T> read_scan(nb::handle call, Scan<T>& s) {
+  const ssmseq::View u = read(field(call, 0)), A = read(field(call, 2));
+  const ssmseq::View B = read(field(call, 3)), C = read(field(call, 4));
+  s.B = u.shape[0];
+  s.L = u.shape[1];
+  s.D = u.shape[2];
+  s.N = A.shape[1];
+  s.G = B.axes == 4 ? B.shape[2] : C.axes == 4 ? C.shape[2] : 1;
+  s.softplus = flag(call, 10);
+  const InTime<T> in{s.L, flag(call, 11)};
+  s.u = in.turned(as_rows(u));
+  s.delta = in.rows(field(call, 1));
+  s.A = {A.p, Kind::native, 0, A.stride[1], A.stride[0]};
+  s.Bm = in.mixers(field(call, 3));
+  s.Cm = in.mixers(field(call, 4));
+  s.skip = flat<T>(field(call, 5));
+  s.z = in.rows(field(call, 6));
+  s.bias = flat<T>(field(call, 7));
+  s.h0 = as_states(read(field(call, 8)));
+  s.seq = in.sequence(field(call, 9));
+  return in;
 }
 
 constexpr int kMostScans = 2;
@@ -143,10 +133,10 @@ template <class T> void scan_forward(void (*run)(const Scan<T>*, int, int), nb::
   const int count = static_cast<int>(calls.size());
   for (int i = 0; i < count; ++i) {  // results: y, final state, kept states
     const nb::handle call = field(calls, i);
-    const Reader<T> read = read_scan(call, scans[i]);
-    scans[i].y = read.rows(field(call, kScanInputs));
-    scans[i].hT = read.states(field(call, kScanInputs + 1));
-    scans[i].checkpoint = read.flat(call, kScanInputs + 2);
+    const InTime<T> in = read_scan(call, scans[i]);
+    scans[i].y = in.rows(field(call, kScanInputs));
+    scans[i].hT = as_states(read(field(call, kScanInputs + 1)));
+    scans[i].checkpoint = flat<T>(field(call, kScanInputs + 2));
   }
   nb::gil_scoped_release release;
   run(scans, count, threads);
@@ -158,72 +148,103 @@ template <class T> void scan_backward(void (*run)(const Scan<T>*, int, int), nb:
   for (int i = 0; i < count; ++i) {  // given: gradients of y and the final state, kept states; then the results
     const nb::handle call = field(calls, i);
     Scan<T>& s = scans[i];
-    const Reader<T> read = read_scan(call, s);
+    const InTime<T> in = read_scan(call, s);
     int at = kScanInputs;
-    s.dy = read.rows(field(call, at++));
-    s.dhT = read.states(field(call, at++));
-    s.checkpoint = read.flat(call, at++);
-    s.du = read.rows(field(call, at++));
-    s.ddelta = read.rows(field(call, at++));
-    s.dA = read.flat(call, at++);
-    s.dB = read.mixers(field(call, at++));
-    s.dC = read.mixers(field(call, at++));
-    s.dskip = read.flat(call, at++);
-    s.dz = read.rows(field(call, at++));
-    s.dbias = read.flat(call, at++);
-    s.dh0 = read.states(field(call, at++));
+    s.dy = in.rows(field(call, at++));
+    s.dhT = as_states(read(field(call, at++)));
+    s.checkpoint = flat<T>(field(call, at++));
+    s.du = in.rows(field(call, at++));
+    s.ddelta = in.rows(field(call, at++));
+    s.dA = flat<T>(field(call, at++));
+    s.dB = in.mixers(field(call, at++));
+    s.dC = in.mixers(field(call, at++));
+    s.dskip = flat<T>(field(call, at++));
+    s.dz = in.rows(field(call, at++));
+    s.dbias = flat<T>(field(call, at++));
+    s.dh0 = as_states(read(field(call, at++)));
   }
   nb::gil_scoped_release release;
   run(scans, count, threads);
 }
 
-// (sizes (B, D, N, G), state, u, delta, A, B, C, D, z, delta_bias, softplus, y)
-template <class T> void scan_update(void (*run)(const Update<T>&, int), nb::tuple call, int threads) {
-  Update<T> w;
-  const nb::handle sizes = field(call, 0);
-  w.B = number(sizes, 0);
-  w.D = number(sizes, 1);
-  w.N = number(sizes, 2);
-  w.G = number(sizes, 3);
-  const Reader<T> read{1, false};
-  w.state = read.states(field(call, 1));
-  w.u = read.states(field(call, 2));
-  w.delta = read.states(field(call, 3));
-  w.A = read.states(field(call, 4));
-  w.Bm = read.mixers(field(call, 5));
-  w.Cm = read.mixers(field(call, 6));
-  w.skip = read.flat(call, 7);
-  w.z = read.states(field(call, 8));
-  w.bias = read.flat(call, 9);
-  w.softplus = flag(call, 10);
-  w.y = read.states(field(call, 11));
-  nb::gil_scoped_release release;
-  run(w, threads);
+// The tensors of one step in the order of the operator's arguments, y last.
+struct Step {
+  nb::handle state, u, delta, A, B, C, D, z, bias, y;
+};
+bool is(const ssmseq::View& v, std::initializer_list<int64_t> shape, int bits) {
+  if (v.axes != static_cast<int>(shape.size()) || (v.bits != bits && (bits != 32 || v.bits != 16))) return false;
+  int i = 0;
+  for (int64_t n : shape)
+    if (v.shape[i++] != n) return false;
+  return true;
 }
 
-// (sizes (B, L, D, width), x, weight, bias, before, seq_idx, silu, reverse, y or dx, dy, dweight, dbias, dbefore)
+// Whether the shapes, dtypes and strides are those that the kernel takes; if not, nothing is done.
+template <class T>
+bool scan_update(void (*run)(const Update<T>&, int), const Step& t, const ssmseq::View& A, bool softplus, int threads) {
+  constexpr int bits = 8 * sizeof(T);
+  Update<T> w;
+  const ssmseq::View state = read(t.state), u = read(t.u), delta = read(t.delta), B = read(t.B), C = read(t.C);
+  const ssmseq::View D = read(t.D), z = read(t.z), bias = read(t.bias), y = read(t.y);
+  if (u.axes != 2 || A.axes != 2) return false;
+  w.B = u.shape[0];
+  w.D = u.shape[1];
+  w.N = A.shape[1];
+  w.G = B.axes == 3 ? B.shape[1] : 1;
+  bool fits = w.N > 0 && w.G > 0 && w.D % w.G == 0 && state.bits == bits && state.stride[2] == 1 && A.stride[1] == 1 &&
+              A.bits == bits && A.shape[0] == w.D && y.bits == u.bits && y.bfloat == u.bfloat &&
+              is(state, {w.B, w.D, w.N}, bits);
+  for (const ssmseq::View* v : {&u, &delta, &z, &y}) fits &= (v == &z && t.z.is_none()) || is(*v, {w.B, w.D}, bits);
+  for (const ssmseq::View* v : {&B, &C}) fits &= w.G == 1 && v->axes == 2 ? is(*v, {w.B, w.N}, bits) : is(*v, {w.B, w.G, w.N}, bits);
+  for (const ssmseq::View* v : {&D, &bias})
+    fits &= !v->axes || (is(*v, {w.D}, bits) && v->bits == bits && v->stride[0] == 1);
+  if (!fits) return false;
+  if (!u.p) return true;  // no batch element or no channel
+  auto mixers = [](const ssmseq::View& v) {
+    const int last = v.axes - 1;
+    return Mixers{v.p, v.kind(), v.stride[0], 0, v.axes == 3 ? v.stride[1] : 0, v.stride[last], false};
+  };
+  w.state = as_states(state);
+  w.u = as_steps(u);
+  w.delta = as_steps(delta);
+  w.A = {A.p, Kind::native, 0, 1, A.stride[0]};
+  w.Bm = mixers(B);
+  w.Cm = mixers(C);
+  w.skip = reinterpret_cast<const T*>(D.p);
+  w.z = as_steps(z);
+  w.bias = reinterpret_cast<const T*>(bias.p);
+  w.softplus = softplus;
+  w.y = as_steps(y);
+  nb::gil_scoped_release release;
+  run(w, threads);
+  return true;
+}
+
+// (x, weight, bias, before, seq_idx, silu, reverse, y or dx, dy, dweight, dbias, dbefore)
 template <class T> void convolve(void (*run)(const Convolution<T>&, int), nb::tuple call, int threads) {
   Convolution<T> c;
-  const nb::handle sizes = field(call, 0);
-  c.B = number(sizes, 0);
-  c.L = number(sizes, 1);
-  c.D = number(sizes, 2);
-  c.width = number(sizes, 3);
-  const Reader<T> read{c.L, flag(call, 7)};
-  c.x = read.rows(field(call, 1));
-  c.weight = read.flat(call, 2);
-  c.bias = read.flat(call, 3);
-  c.before = read.states(field(call, 4));
-  c.seq = read.sequence(field(call, 5));
-  c.silu = flag(call, 6);
-  c.y = c.dx = read.rows(field(call, 8));
-  c.dy = read.rows(field(call, 9));
-  c.dweight = read.flat(call, 10);
-  c.dbias = read.flat(call, 11);
-  c.dbefore = read.states(field(call, 12));
+  const ssmseq::View x = read(field(call, 0)), weight = read(field(call, 1));
+  c.B = x.shape[0];
+  c.L = x.shape[1];
+  c.D = x.shape[2];
+  c.width = weight.shape[1];
+  const InTime<T> in{c.L, flag(call, 6)};
+  c.x = in.turned(as_rows(x));
+  c.weight = reinterpret_cast<const T*>(weight.p);
+  c.bias = flat<T>(field(call, 2));
+  c.before = as_rows(read(field(call, 3)));
+  c.seq = in.sequence(field(call, 4));
+  c.silu = flag(call, 5);
+  c.y = c.dx = in.rows(field(call, 7));
+  c.dy = in.rows(field(call, 8));
+  c.dweight = flat<T>(field(call, 9));
+  c.dbias = flat<T>(field(call, 10));
+  c.dbefore = as_rows(read(field(call, 11)));
   nb::gil_scoped_release release;
   run(c, threads);
 }
+
+bool is_double(nb::handle x) { return read(x).bits == 64; }
 
 }  // namespace
 
@@ -244,25 +265,37 @@ NB_MODULE(_cpu, m) {
   }, "Maker of the processor: amd, intel or other.");
   m.attr("CHUNK") = ssmseq::kChunk;           // steps between two kept states
   m.attr("WIDEST") = ssmseq::kMaxWidth;       // taps of a convolution
-  m.def("forward", [](bool is_double, nb::tuple calls, int threads) {
-    if (is_double) scan_forward<double>(active.scan->forward_f64, calls, threads);
+  m.def("use_exchange_table", [](bool wanted) { return ssmseq::Reader::get().use_table(wanted); },
+        "Read tensors through DLPack's exchange table or not; returns whether it is used.");
+  m.def("forward", [](nb::tuple calls, int threads) {
+    if (is_double(field(field(calls, 0), 2))) scan_forward<double>(active.scan->forward_f64, calls, threads);
     else scan_forward<float>(active.scan->forward_f32, calls, threads);
   });
-  m.def("backward", [](bool is_double, nb::tuple calls, int threads) {
-    if (is_double) scan_backward<double>(active.scan->backward_f64, calls, threads);
+  m.def("backward", [](nb::tuple calls, int threads) {
+    if (is_double(field(field(calls, 0), 2))) scan_backward<double>(active.scan->backward_f64, calls, threads);
     else scan_backward<float>(active.scan->backward_f32, calls, threads);
   });
-  m.def("update", [](bool is_double, nb::tuple call, int threads) {
-    if (is_double) scan_update<double>(active.scan->update_f64, call, threads);
-    else scan_update<float>(active.scan->update_f32, call, threads);
-  });
-  m.def("convolve", [](const std::string& what, bool is_double, nb::tuple call, int threads) {
+  m.def("update",
+        [](nb::handle state, nb::handle u, nb::handle delta, nb::handle A, nb::handle B, nb::handle C, nb::handle D,
+           nb::handle z, nb::handle bias, bool softplus, nb::handle y, int threads) {
+          const Step step{state, u, delta, A, B, C, D, z, bias, y};
+          for (nb::handle x : {state, u, delta, A, B, C, D, z, bias})
+            if (!x.is_none() && !ssmseq::Reader::get().plain(x)) return false;
+          const ssmseq::View rates = read(A);
+          if (rates.bits == 64) return scan_update<double>(active.scan->update_f64, step, rates, softplus, threads);
+          return scan_update<float>(active.scan->update_f32, step, rates, softplus, threads);
+        },
+        nb::arg("state"), nb::arg("u"), nb::arg("delta"), nb::arg("A"), nb::arg("B"), nb::arg("C"),
+        nb::arg("D").none(), nb::arg("z").none(), nb::arg("bias").none(), nb::arg("softplus"), nb::arg("y"),
+        nb::arg("threads"));
+  m.def("convolve", [](const std::string& what, nb::tuple call, int threads) {
     const auto& k = *active.conv;
-    if (what == "forward" && is_double) convolve<double>(k.forward_f64, call, threads);
+    const bool wide = is_double(field(call, 1));
+    if (what == "forward" && wide) convolve<double>(k.forward_f64, call, threads);
     else if (what == "forward") convolve<float>(k.forward_f32, call, threads);
-    else if (what == "backward" && is_double) convolve<double>(k.backward_f64, call, threads);
+    else if (what == "backward" && wide) convolve<double>(k.backward_f64, call, threads);
     else if (what == "backward") convolve<float>(k.backward_f32, call, threads);
-    else if (is_double) convolve<double>(k.update_f64, call, threads);
+    else if (wide) convolve<double>(k.update_f64, call, threads);
     else convolve<float>(k.update_f32, call, threads);
   });
 }

@@ -71,9 +71,7 @@ def causal_conv1d(
         y = ops.conv((wide, w, b, before, numbers), silu, reverse)
     else:
         wide, before = wide.to(dtype), None if before is None else before.to(dtype)
-        y = causal_conv1d_reference(
-            wide, w, b, silu=silu, reverse=reverse, initial_state=before, seq_idx=seq_idx
-        )
+        y = causal_conv1d_reference(wide, w, b, silu=silu, reverse=reverse, initial_state=before, seq_idx=seq_idx)
     y = y if y.dtype == x.dtype else y.to(x.dtype)
     return (y, _final_state(x, initial_state, shape, reverse)) if return_final_state else y
 

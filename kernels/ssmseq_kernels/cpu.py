@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: allocates results, hands addresses and strides to C++.
+"""The compiled CPU kernels: allocates results and hands tensors to C++.
 
 Nothing here touches autograd; `ops` registers these functions for CPU tensors. Tensors of any strides are read and
 written where they lie. Half-precision tensors are converted inside the kernels; small weights have been brought to the
@@ -10,39 +10,6 @@ from torch import Tensor
 
 from ssmseq_kernels import _cpu
 
-KINDS = {torch.bfloat16: 1, torch.float16: 2}  # as in kernels.h; any other dtype is that of the arithmetic: 0
-
-
-def _rows(x: Tensor | None):
-    """(address, kind, strides of batch, time and channel) of a (B, L, D) tensor."""
-    return None if x is None or not x.numel() else (x.data_ptr(), KINDS.get(x.dtype, 0), *x.stride())
-
-
-def _states(x: Tensor | None):
-    """The same for a (B, D, N) tensor, whose states take the place of time."""
-    if x is None or not x.numel():
-        return None
-    batch, channel, state = x.stride()
-    return (x.data_ptr(), KINDS.get(x.dtype, 0), batch, state, channel)
-
-
-def _rates(A: Tensor):
-    channel, state = A.stride()
-    return (A.data_ptr(), 0, 0, state, channel)
-
-
-def _flat(x: Tensor | None) -> int:
-    return 0 if x is None or not x.numel() else x.data_ptr()
-
-
-def _sequence(x: Tensor | None):
-    return None if x is None or not x.numel() else (x.data_ptr(), *x.stride())
-
-
-def _sizes(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
-    groups = next((x.shape[2] for x in (B, C) if x.dim() == 4), 1)
-    return (*u.shape, A.shape[1], groups)
-
 
 def checkpoint_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
     """Shape (B, chunks - 1, N, D) of the states that the forward pass keeps for the backward pass."""
@@ -52,28 +19,24 @@ def checkpoint_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [x if x is None else x.contiguous() for x in tensors]
+    return [x if x is None or x.is_contiguous() else x.contiguous() for x in tensors]
 
 
 def _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse):
-    sizes = _sizes(u, A, B, C)
-    mixers = (_rows(B), _rows(C))
-    given = (_flat(D), _rows(z), _flat(delta_bias), _states(initial_state), _sequence(seq_idx))
-    return (sizes, _rows(u), _rows(delta), _rates(A), *mixers, *given, delta_softplus, reverse)
+    D, delta_bias = _contiguous(D, delta_bias)
+    return (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse)
 
 
 def _forward(scans: list[tuple], keep: bool, return_state: bool):
-    calls, results, alive = [], [], []
-    for u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, softplus, reverse in scans:
-        D, delta_bias = _contiguous(D, delta_bias)
-        alive.append((D, delta_bias))
+    calls, results = [], []
+    for scan in scans:
+        u, _, A, *_ = scan
         y = torch.empty_like(u)
         state = A.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
         kept = A.new_empty(checkpoint_shape(u, A, keep))
-        inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, softplus, reverse)
-        calls.append((*inputs, _rows(y), _states(state), _flat(kept)))
+        calls.append((*_inputs(*scan), y, state, kept))
         results.append((y, state, kept))
-    _cpu.forward(scans[0][2].dtype == torch.float64, tuple(calls), torch.get_num_threads())
+    _cpu.forward(tuple(calls), torch.get_num_threads())
     return results
 
 
@@ -93,26 +56,19 @@ def forward_pair(*args):
 
 
 def _backward(scans: list[tuple]):
-    calls, results, alive = [], [], []
+    calls, results = [], []
     for grad_y, grad_state, *tensors, kept, softplus, reverse in scans:
         grads = empty_gradients(*tensors)
         results.append(grads)
-        u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx = tensors
-        if not u.numel():  # no time step or no batch element: the final state is the initial one
-            for grad in grads:
-                grad.zero_()
-            if grad_state is not None and initial_state is not None:
-                grads[8].copy_(grad_state)
+        if tensors[0].numel():
+            calls.append((*_inputs(*tensors, softplus, reverse), grad_y, grad_state, kept, *grads))
             continue
-        D, delta_bias = _contiguous(D, delta_bias)
-        alive.append((D, delta_bias))
-        inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, softplus, reverse)
-        du, ddelta, dA, dB, dC, dD, dz, dbias, dstate = grads
-        given = (_rows(grad_y), _states(grad_state), _flat(kept))
-        outputs = (_rows(du), _rows(ddelta), _flat(dA), _rows(dB), _rows(dC), _flat(dD), _rows(dz), _flat(dbias))
-        calls.append((*inputs, *given, *outputs, _states(dstate)))
+        for grad in grads:  # no time step or no batch element: the final state is the initial one
+            grad.zero_()
+        if grad_state is not None and tensors[8] is not None:
+            grads[8].copy_(grad_state)
     if calls:
-        _cpu.backward(scans[0][4].dtype == torch.float64, tuple(calls), torch.get_num_threads())
+        _cpu.backward(tuple(calls), torch.get_num_threads())
     return results
 
 
@@ -120,7 +76,8 @@ def empty_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx=
     """Uninitialised gradients, laid out as the kernel writes them; empty where there is nothing to derive by."""
     nothing = u.new_empty(0)
     rows = [nothing if x is None else torch.empty_like(x) for x in (u, delta, z, initial_state)]
-    flat = [nothing if x is None else x.new_empty(x.shape) for x in (A, B, C, D, delta_bias)]
+    layout = torch.contiguous_format
+    flat = [nothing if x is None else torch.empty_like(x, memory_format=layout) for x in (A, B, C, D, delta_bias)]
     du, ddelta, dz, dstate = rows
     dA, dB, dC, dD, dbias = flat
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dstate
@@ -142,48 +99,25 @@ def backward_pair(*args):
 
 
 def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """Advance state (B, D, N) by one step in place; return y (B, D)."""
-    n_batch, n_channels = u.shape
+    """Advance state (B, D, N) by one step in place; return y (B, D), or None if the tensors are not as they must be."""
+    y = torch.empty_like(u)
+    threads = torch.get_num_threads()
+    return y if _cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, y, threads) else None
+
+
+def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Do the same with tensors whose shapes are right; those of awkward strides are copied, the state excepted."""
     if state.stride(2) != 1 and state.shape[2] > 1:
         raise ValueError(f"the last axis of state must have stride 1, got strides {state.stride()}")
-    y = torch.empty((n_batch, n_channels), dtype=u.dtype)
-    if not y.numel():
-        return y
     A, D, delta_bias = _contiguous(A, D, delta_bias)
-    call = (
-        (n_batch, n_channels, A.shape[1], B.shape[1]),
-        _states(state),
-        *(_step(x) for x in (u, delta)),
-        _rates(A),
-        *(_step_mixer(x) for x in (B, C)),
-        _flat(D),
-        _step(z),
-        _flat(delta_bias),
-        delta_softplus,
-        _step(y),
-    )
-    _cpu.update(A.dtype == torch.float64, call, torch.get_num_threads())
+    y = update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    assert y is not None, "checked by the caller"
     return y
 
 
-def _step(x: Tensor | None):
-    if x is None:
-        return None
-    batch, channel = x.stride()
-    return (x.data_ptr(), KINDS.get(x.dtype, 0), batch, 0, channel)
-
-
-def _step_mixer(x: Tensor):
-    batch, group, state = x.stride()
-    return (x.data_ptr(), KINDS.get(x.dtype, 0), batch, 0, group, state)
-
-
 def _convolve(what, x, weight, bias, before, seq_idx, silu, reverse, *results):
-    sizes = (*x.shape, weight.shape[1])
-    given = (_rows(x), _flat(weight), _flat(bias), _rows(before), _sequence(seq_idx))
-    _cpu.convolve(
-        what, weight.dtype == torch.float64, (sizes, *given, silu, reverse, *results), torch.get_num_threads()
-    )
+    call = (x, weight, bias, before, seq_idx, silu, reverse, *results)
+    _cpu.convolve(what, call, torch.get_num_threads())
 
 
 def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
@@ -191,8 +125,7 @@ def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
     weight, bias = _contiguous(weight, bias)
     y = torch.empty_like(x)
     if x.numel():
-        results = (_rows(y), None, 0, 0, None)
-        _convolve("forward", x, weight, bias, initial_state, seq_idx, silu, reverse, *results)
+        _convolve("forward", x, weight, bias, initial_state, seq_idx, silu, reverse, y, None, None, None, None)
     return y
 
 
@@ -203,7 +136,7 @@ def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse
     dbias = weight.new_zeros(0 if bias is None else bias.shape)
     dbefore = x.new_empty(0) if initial_state is None else initial_state.new_zeros(initial_state.shape)
     if x.numel():
-        results = (_rows(dx), _rows(grad_y), _flat(dweight), _flat(dbias), _rows(dbefore))
+        results = (dx, grad_y, dweight, dbias, dbefore)
         _convolve("backward", x, weight, bias, initial_state, seq_idx, silu, reverse, *results)
     return dx, dweight, dbias, dbefore
 
@@ -211,9 +144,8 @@ def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse
 def conv_update(x, state, weight, bias, silu):
     """Return y (B, D) of one step; shift x into state (B, width - 1, D)."""
     weight, bias = _contiguous(weight, bias)
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty_like(x)
     if x.numel():
-        rows = x.unsqueeze(1)
-        results = (_rows(y.unsqueeze(1)), None, 0, 0, None)
-        _convolve("update", rows, weight, bias, state, None, silu, False, *results)
+        rows = (x.unsqueeze(1), weight, bias, state, None, silu, False, y.unsqueeze(1))
+        _convolve("update", *rows, None, None, None, None)
     return y

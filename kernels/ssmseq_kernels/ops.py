@@ -8,7 +8,6 @@ plain eager call takes a shorter way round the dispatcher, to the same kernels: 
 from collections.abc import Callable
 
 import torch
-from torch.autograd.function import FunctionCtx
 
 try:
     from ssmseq_kernels import cpu
@@ -34,7 +33,8 @@ def _tensors(count: int) -> str:
 _CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? seq_idx, bool silu, bool reverse"
 _lib = torch.library.Library("ssmseq", "DEF")
 _lib.define(
-    f"selective_scan({_scan_schema()}, bool delta_softplus, bool reverse, bool return_state, bool keep) -> {_tensors(3)}"
+    f"selective_scan({_scan_schema()}, bool delta_softplus, bool reverse, bool return_state, bool keep) "
+    f"-> {_tensors(3)}"
 )
 _lib.define(
     f"selective_scan_backward(Tensor grad_y, Tensor? grad_state, {_scan_schema()}, Tensor kept, "
@@ -61,7 +61,7 @@ if cpu is not None:
     _lib.impl("selective_scan_backward", cpu.backward, "CPU")
     _lib.impl("selective_scan_pair", cpu.forward_pair, "CPU")
     _lib.impl("selective_scan_pair_backward", cpu.backward_pair, "CPU")
-    _lib.impl("selective_state_update", cpu.update, "CPU")
+    _lib.impl("selective_state_update", cpu.update_checked, "CPU")
     _lib.impl("causal_conv1d", cpu.conv_forward, "CPU")
     _lib.impl("causal_conv1d_backward", cpu.conv_backward, "CPU")
     _lib.impl("causal_conv1d_update", cpu.conv_update, "CPU")
@@ -72,15 +72,19 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cpu" and cpu is not None
 
 
-def eager(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call is a plain eager one, that nothing traces, transforms or watches."""
+def untraced() -> bool:
+    """Whether nothing traces, transforms or watches the calls made now."""
     return (
-        all(x is None or type(x) is torch.Tensor or type(x) is torch.nn.Parameter for x in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )
+
+
+def eager(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call on these tensors is a plain eager one."""
+    return untraced() and all(x is None or type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors)
 
 
 def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
@@ -219,11 +223,14 @@ def _differentiable(name: str, setup: Callable, backward: Callable, direct: Call
     """Register the derivative of an operator; return the operator for eager calls, without the dispatcher."""
     torch.library.register_autograd(f"ssmseq::{name}", backward, setup_context=setup, lib=_lib)
     torch.library.register_autograd(f"ssmseq::{name}_backward", _no_second_derivative, lib=_lib)
-    members = {
-        "forward": staticmethod(direct),
-        "setup_context": staticmethod(setup),
-        "backward": staticmethod(backward),
-    }
+
+    def forward(ctx, *args):
+        output = direct(*args)
+        setup(ctx, args, output)
+        return output
+
+    # Function itself, not its newer form with a separate setup: that one takes three times as long.
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(name, (torch.autograd.Function,), members).apply if direct else getattr(torch.ops.ssmseq, name)
 
 
@@ -269,4 +276,4 @@ def step(name: str, tensors: tuple, flag: bool):
         )
     if not eager(*tensors):
         return getattr(torch.ops.ssmseq, name)(*tensors, flag)
-    return (cpu.update if name == "selective_state_update" else cpu.conv_update)(*tensors, flag)
+    return (cpu.update_checked if name == "selective_state_update" else cpu.conv_update)(*tensors, flag)

@@ -136,9 +136,7 @@ def bidirectional_selective_scan(
     else:
         options = {"delta_softplus": delta_softplus, "return_final_state": True}
         both = zip(prepared, (False, True), strict=True)
-        pairs = [
-            selective_scan(*x[:8], initial_state=x[8], seq_idx=x[9], reverse=back, **options) for x, back in both
-        ]
+        pairs = [selective_scan(*x[:8], initial_state=x[8], seq_idx=x[9], reverse=back, **options) for x, back in both]
     return tuple(pairs) if return_final_state else (pairs[0][0], pairs[1][0])
 
 
@@ -183,6 +181,10 @@ def selective_state_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
+    if ops.cpu is not None and not torch.is_grad_enabled() and ops.untraced() and u.device.type == "cpu":
+        y = ops.cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        if y is not None:  # else some tensor has to be converted, or does not fit
+            return y
     _check_step(state, u, delta, A, B, C, D, z, delta_bias)
     B, C = (x if x.dim() == 3 else x.unsqueeze(1) for x in (B, C))
     dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
@@ -217,7 +219,9 @@ def sequence_index(cu_seqlens: Tensor) -> Tensor:
         If it does not start at 0 or decreases.
     """
     if cu_seqlens.dim() != 1 or not len(cu_seqlens) or cu_seqlens[0] != 0 or (cu_seqlens.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must be one-dimensional, start at 0 and never decrease, got {cu_seqlens.tolist()}")
+        raise ValueError(
+            f"cu_seqlens must be one-dimensional, start at 0 and never decrease, got {cu_seqlens.tolist()}"
+        )
     numbers = torch.arange(len(cu_seqlens) - 1, dtype=torch.int32, device=cu_seqlens.device)
     return numbers.repeat_interleave(cu_seqlens.diff())[None]
 
