@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import ssmseq
+import ssmseq.nn.bidirectional as bidirectional
 import ssmseq.nn.linear as linear
 import ssmseq.nn.mamba as mamba
 from ssmseq.forecasting.smamba import SMambaNetwork
@@ -29,8 +30,8 @@ from ssmseq_kernels.reference import causal_conv1d_reference
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parents[1] / "results" / "step_profile.jsonl"
 KINDS = {
-    "scan": ("ssmseq::selective_scan",),
-    "convolution": ("ssmseq::causal_conv1d",),
+    "scan": ("selective_scan",),
+    "convolution": ("causal_conv1d",),
     "matrix products": ("mkldnn::", "aten::mm", "aten::addmm", "aten::bmm"),
     "optimiser": ("aten::_fused_adam",),
     "dropout": ("aten::bernoulli", "aten::native_dropout"),
@@ -38,9 +39,12 @@ KINDS = {
 }
 
 
-def elementwise_instead_of_scan(u, delta, A, B, C, D, *, z, delta_bias, reverse):
+def elementwise_instead_of_scan(*directions):
     """Touch every input once, at the cost of elementwise products."""
-    return (u * D + (delta + delta_bias)) * z + (B.sum(-1, keepdim=True) + C.sum(-1, keepdim=True) + A.sum())
+    return tuple(
+        (u * D + (delta + delta_bias)) * z + (B.sum(-1, keepdim=True) + C.sum(-1, keepdim=True) + A.sum())
+        for u, delta, A, B, C, D, z, delta_bias in directions
+    )
 
 
 def make_step(d_model: int, d_state: int):
@@ -73,7 +77,7 @@ def convolution_by_torch(x, weight, bias, *, activation, reverse):
 
 VARIANTS = {
     "step": [],
-    "scan removed": [(mamba, "selective_scan", elementwise_instead_of_scan)],
+    "scan removed": [(bidirectional, "bidirectional_selective_scan", elementwise_instead_of_scan)],
     "torch's products": [(linear, "ONEDNN", False)],
     "torch's convolution": [(mamba, "causal_conv1d", convolution_by_torch)],
 }

@@ -30,7 +30,12 @@ struct Isa {
 };
 
 std::vector<Isa> runnable() {  // best last
-  std::vector<Isa> list{{"baseline", &ssmseq::scan_baseline, &ssmseq::conv_baseline}};
+#if defined(__aarch64__)
+  const char* first = "neon";  // what every processor of the architecture has
+#else
+  const char* first = "baseline";
+#endif
+  std::vector<Isa> list{{first, &ssmseq::scan_baseline, &ssmseq::conv_baseline}};
 #ifdef SSMSEQ_HAS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     list.push_back({"avx2", &ssmseq::scan_avx2, &ssmseq::conv_avx2});

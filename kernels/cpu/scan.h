@@ -57,17 +57,17 @@ template <class T> struct Task {
   int lanes(int64_t block) const { return static_cast<int>(min64(Lane<T>::W, end - channel(block))); }
 };
 
-// A with one register per state, block after block of every group; and the same scaled for exp2.
+// A log2(e), since decays are powers of two; one register per state, block after block of every group.
 template <class T> struct Rates {
-  Buffer<Vec<T>> A, A2;
-  Rates(const Scan<T>& s, const Plan<T>& plan) : A(s.G * plan.blocks * s.N), A2(s.G * plan.blocks * s.N) {
+  Buffer<Vec<T>> A2;
+  Rates(const Scan<T>& s, const Plan<T>& plan) : A2(s.G * plan.blocks * s.N) {
     constexpr int W = Lane<T>::W;
     for (int64_t block = 0; block < s.G * plan.blocks; ++block) {
       const int64_t g = block / plan.blocks, at = block % plan.blocks * W;
       const int lanes = static_cast<int>(min64(W, plan.group_channels - at));
-      Vec<T>* out = A.p + block * s.N;
+      Vec<T>* out = A2.p + block * s.N;
       load_tile<T>(s.A, 0, 0, static_cast<int>(s.N), g * plan.group_channels + at, lanes, out);
-      for (int64_t n = 0; n < s.N; ++n) A2.p[block * s.N + n] = out[n] * splat(kLog2e<T>);
+      for (int64_t n = 0; n < s.N; ++n) out[n] *= splat(kLog2e<T>);
     }
   }
 };
@@ -171,7 +171,7 @@ enum class Sweep { output, trace, carry };  // y; y with every decay and state k
 
 template <class T, int NS, bool ByLane, Sweep Mode>
 SSMSEQ_INLINE void sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt, const Vec<T>* dtu,
-                         Vec<T>* y, Vec<T>* decays, Vec<T>* states, const Ahead& ahead) {
+                         Vec<T>* y, Vec<T>* decays, Vec<T>* states, Ahead ahead) {
   using V = Vec<T>;
   V s[NS];
   SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) s[j] = h[n + j];

@@ -51,7 +51,7 @@ template <class T> struct Tile {
   V dt[kChunk], u[kChunk], dtu[kChunk], slope[kChunk], dy[kChunk];
   V y[kChunk];    // C . h, from the recomputation
   V gB[kChunk];   // sum over states of adjoint * B
-  V gAh[kChunk];  // sum over states of adjoint * decay * previous state * A
+  V gAh[kChunk];  // sum over states of adjoint * decay * previous state * A log2(e)
   V z[kChunk], gate[kChunk], dout[kChunk];
   V decays[kChunk * 4], states[kChunk * 4];
 };
@@ -65,9 +65,9 @@ template <class T> struct Accumulators {
 
 // NS states of one chunk: recompute decays and states, then run the adjoint from the chunk's end.
 template <class T, int NS, bool ByLane>
-SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A, const Vec<T>* A2, Vec<T>* h,
+SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* h,
                                  Vec<T>* adjoint, Tile<T>& tile, const Accumulators<T>& acc, double* dA,
-                                 const Ahead& outputs, const Ahead& inputs) {
+                                 const Ahead& outputs, Ahead inputs) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
   V *decays = tile.decays, *states = tile.states;
@@ -79,7 +79,7 @@ SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A, 
   }
   for (int k = c.steps - 1; k >= 0; --k) {
     const Entries<T, NS, ByLane> B(c.B, n, k), C(c.C, n, k);
-    inputs.fetch(k);
+    inputs.fetch(c.steps - 1 - k);
     const V* previous = k ? states + (k - 1) * NS : h + n;
     const V dy = tile.dy[k], dt = tile.dt[k], dtu = tile.dtu[k];
     V gB = tile.gB[k], gAh = tile.gAh[k];
@@ -92,7 +92,7 @@ SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A, 
       gB = fma(l, B[j], gB);
       lambda[j] = l * decays[k * NS + j];
       const V lah = lambda[j] * previous[j];
-      gAh = fma(lah, A[n + j], gAh);
+      gAh = fma(lah, A2[n + j], gAh);
       dAn[j] = fma(lah, dt, dAn[j]);
     }
     tile.gB[k] = gB;
@@ -125,6 +125,7 @@ template <class T> void store_block(const Scan<T>& s, int64_t b, int64_t t0, int
                                     Tile<T>& tile, double* dskip, double* dbias) {
   using V = Vec<T>;
   const V skip = s.skip ? load(s.skip + c0, lanes) : V{}, one = splat(T(1));
+  const V ln2 = splat(T(0.693147180559945309417L));
   V skip_sum{}, bias_sum{};
   if (s.z.p) {  // d silu / dz = gate (1 + z (1 - gate))
     for (int k = 0; k < steps; ++k) {
@@ -134,7 +135,7 @@ template <class T> void store_block(const Scan<T>& s, int64_t b, int64_t t0, int
     store_tile<T>(s.dz, b, t0, steps, c0, lanes, tile.z);
   }
   for (int k = 0; k < steps; ++k) {
-    const V u = tile.u[k], dy = tile.dy[k], ddelta = fma(u, tile.gB[k], tile.gAh[k]) * tile.slope[k];
+    const V u = tile.u[k], dy = tile.dy[k], ddelta = fma(u, tile.gB[k], tile.gAh[k] * ln2) * tile.slope[k];
     tile.u[k] = fma(tile.dt[k], tile.gB[k], dy * skip);
     tile.slope[k] = ddelta;
     bias_sum += ddelta;
@@ -169,11 +170,11 @@ template <class T> void backward_block(BackwardJob<T>& job, Chunk<T>& chunk, Acc
                                        int64_t block, Vec<T>* h, Vec<T>* adjoint, double* sums, const Fetch& outputs,
                                        const Fetch& inputs) {
   const Scan<T>& s = job.s;
-  const Vec<T> *A = job.rates.A.p + block * s.N, *A2 = job.rates.A2.p + block * s.N;
+  const Vec<T>* A2 = job.rates.A2.p + block * s.N;
   over_states(s.N, [&](auto count, int64_t n) {
     const Ahead &out = outputs.at(n), &in = inputs.at(n);
-    if (chunk.by_lane) reverse_sweep<T, count, true>(chunk, n, A, A2, h, adjoint, tile, acc, sums, out, in);
-    else reverse_sweep<T, count, false>(chunk, n, A, A2, h, adjoint, tile, acc, sums, out, in);
+    if (chunk.by_lane) reverse_sweep<T, count, true>(chunk, n, A2, h, adjoint, tile, acc, sums, out, in);
+    else reverse_sweep<T, count, false>(chunk, n, A2, h, adjoint, tile, acc, sums, out, in);
   });
   double* next = sums + s.N * Lane<T>::W;
   for (auto* part : {s.Bm.constant ? &acc.dB : nullptr, s.Cm.constant ? &acc.dC : nullptr}) {

@@ -15,6 +15,32 @@ template <class T> const T* mixer_row(const Mixers& m, int64_t b, int64_t g, int
   return scratch;
 }
 
+// The step of a few channels, `Count` registers of states for each: known to the compiler where the states fill whole
+// registers, else 0.
+template <class T, int Count> SSMSEQ_INLINE void update_states(const Update<T>& w, int64_t b, int64_t c0, int lanes,
+                                                               const T* step, const T* step_u, const T* B, const T* C,
+                                                               Vec<T>* products) {
+  using V = Vec<T>;
+  constexpr int W = Lane<T>::W;
+  char* h0 = w.state.template at<T>(b, 0, c0);
+  const char* A0 = w.A.template at<T>(0, 0, c0);
+  for (int i = 0; i < lanes; ++i) {
+    T* h = reinterpret_cast<T*>(h0) + i * w.state.channel;
+    const T* A = reinterpret_cast<const T*>(A0) + i * w.A.channel;
+    const V dt = splat(step[i]), dtu = splat(step_u[i]);
+    V sum{};
+    for (int64_t n = 0; n < (Count ? Count * W : w.N); n += W) {
+      const int count = Count ? W : static_cast<int>(min64(W, w.N - n));
+      auto row = [&](const T* p) { return Count ? load(p + n) : load(p + n, count); };
+      const V next = fma(exp2_product(dt, row(A)), row(h), dtu * row(B));
+      if (Count) store(h + n, next);
+      else store(h + n, next, count);
+      sum = fma(next, row(C), sum);
+    }
+    products[i] = sum;
+  }
+}
+
 template <class T> void update_block(const Update<T>& w, int64_t b, int64_t g, int64_t c0, int lanes, T* scratch) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
@@ -27,17 +53,9 @@ template <class T> void update_block(const Update<T>& w, int64_t b, int64_t g, i
   T step[W], step_u[W];
   store(step, dt * splat(kLog2e<T>));
   store(step_u, dt * u);
-  for (int i = 0; i < lanes; ++i) {
-    T* h = reinterpret_cast<T*>(w.state.template at<T>(b, 0, c0 + i));
-    const T* A = reinterpret_cast<const T*>(w.A.template at<T>(0, 0, c0 + i));
-    const V dt_i = splat(step[i]), dtu_i = splat(step_u[i]);
-    for (int64_t n = 0; n < w.N; n += W) {
-      const int count = static_cast<int>(min64(W, w.N - n));
-      const V next = fma(exp2_product(dt_i, load(A + n, count)), load(h + n, count), dtu_i * load(B + n, count));
-      store(h + n, next, count);
-      products[i] = fma(next, load(C + n, count), products[i]);
-    }
-  }
+  if (w.N == W && lanes == W) update_states<T, 1>(w, b, c0, W, step, step_u, B, C, products);
+  else if (w.N == 2 * W) update_states<T, 2>(w, b, c0, lanes, step, step_u, B, C, products);
+  else update_states<T, 0>(w, b, c0, lanes, step, step_u, B, C, products);
   V y = lane_sums<T>(products);
   if (w.skip) y = fma(load(w.skip + c0, lanes), u, y);
   if (w.z.p) {

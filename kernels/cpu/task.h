@@ -69,7 +69,8 @@ template <class E> struct Buffer {  // aligned scratch
   Buffer(const Buffer&) = delete;
 };
 
-template <class Body> void parallel(int64_t n, int threads, int64_t work, const Body& body) {
+template <class Body>
+void parallel(int64_t n, [[maybe_unused]] int threads, [[maybe_unused]] int64_t work, const Body& body) {
 #ifdef _OPENMP
   if (threads > 1 && n > 1 && work > kSerialWork && !omp_in_parallel()) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)

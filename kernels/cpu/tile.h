@@ -203,14 +203,19 @@ template <class T> SSMSEQ_INLINE void store_tile(const Rows& r, int64_t b, int64
 // neighbouring channels lie a stride apart, which the hardware does not foresee.
 struct Ahead {
   const char* p = nullptr;
-  int64_t stride = 0, leap = 0;  // between lines, and from one sixteen of them to the next
+  int64_t stride = 0, leap = 0;  // to the next line, and past every sixteenth
   Ahead() = default;
   template <class T> Ahead(T, const Rows& r, int64_t b, int64_t t0, int64_t c0) : p(r.at<T>(b, t0, c0)) {
     const int64_t item = ssmseq::item_size<T>(r.kind);
-    stride = (r.channel == 1 ? r.time : r.channel) * item;
-    leap = r.time * item * 16;
+    stride = leap = r.time * item;
+    if (r.channel == 1) return;
+    stride = r.channel * item;
+    leap = 16 * r.time * item - 15 * stride;  // a chunk of one channel is two lines of sixteen floats
   }
-  SSMSEQ_INLINE void fetch(int k) const { __builtin_prefetch(p + (k & 15) * stride + (k >> 4) * leap, 0, 2); }
+  SSMSEQ_INLINE void fetch(int k) {  // for k = 0, 1, ... in turn
+    __builtin_prefetch(p, 0, 2);
+    p += k % 16 == 15 ? leap : stride;
+  }
 };
 
 }  // namespace

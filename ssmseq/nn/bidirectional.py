@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba
+from ssmseq_kernels import bidirectional_selective_scan
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -22,7 +23,8 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, d_model) to (B, L, d_model)."""
-        return self.forwards(x) + self.backwards(x)
+        y, y_reverse = bidirectional_selective_scan(self.forwards.scan_inputs(x), self.backwards.scan_inputs(x))
+        return self.forwards.out_proj(y) + self.backwards.out_proj(y_reverse)
 
 
 class SMambaEncoderLayer(nn.Module):

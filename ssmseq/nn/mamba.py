@@ -57,20 +57,14 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, d_model) to (B, L, d_model)."""
+    def scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (B, L, d_model) to the arguments of `selective_scan`, from u to delta_bias."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, activation="silu", reverse=self.reverse)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y = selective_scan(
-            u,
-            F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            B,
-            C,
-            self.D,
-            z=z,
-            delta_bias=self.dt_proj.bias,
-            reverse=self.reverse,
-        )
-        return self.out_proj(y)
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return u, F.linear(dt, self.dt_proj.weight), A, B, C, self.D, z, self.dt_proj.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, d_model) to (B, L, d_model)."""
+        return self.out_proj(selective_scan(*self.scan_inputs(x), reverse=self.reverse))
