@@ -177,8 +177,12 @@ template <class T> void store_by_time(const Rows& r, int64_t b, int64_t t0, int 
 }
 template <class T> SSMSEQ_INLINE void load_tile(const Rows& r, int64_t b, int64_t t0, int steps, int64_t c0, int lanes,
                                                 Vec<T>* out) {
-  if (r.channel == 1) {
-    for (int k = 0; k < steps; ++k) out[k] = load_as<T>(r.kind, r.at<T>(b, t0 + k, c0), lanes);
+  const int64_t next = r.time * ssmseq::item_size<T>(r.kind);
+  const char* p = r.at<T>(b, t0, c0);
+  if (r.channel == 1 && r.kind == Kind::native && lanes == Lane<T>::W) {
+    for (int k = 0; k < steps; ++k, p += next) out[k] = load(reinterpret_cast<const T*>(p));
+  } else if (r.channel == 1) {
+    for (int k = 0; k < steps; ++k, p += next) out[k] = load_as<T>(r.kind, p, lanes);
   } else if (r.time == 1 || r.time == -1) {
     load_by_time<T>(r, b, t0, steps, c0, lanes, out);
   } else {
@@ -190,8 +194,12 @@ template <class T> SSMSEQ_INLINE void load_tile(const Rows& r, int64_t b, int64_
 }
 template <class T> SSMSEQ_INLINE void store_tile(const Rows& r, int64_t b, int64_t t0, int steps, int64_t c0, int lanes,
                                                  const Vec<T>* in) {
-  if (r.channel == 1) {
-    for (int k = 0; k < steps; ++k) store_as<T>(r.kind, r.at<T>(b, t0 + k, c0), in[k], lanes);
+  const int64_t next = r.time * ssmseq::item_size<T>(r.kind);
+  char* p = r.at<T>(b, t0, c0);
+  if (r.channel == 1 && r.kind == Kind::native && lanes == Lane<T>::W) {
+    for (int k = 0; k < steps; ++k, p += next) store(reinterpret_cast<T*>(p), in[k]);
+  } else if (r.channel == 1) {
+    for (int k = 0; k < steps; ++k, p += next) store_as<T>(r.kind, p, in[k], lanes);
   } else if (r.time == 1 || r.time == -1) {
     store_by_time<T>(r, b, t0, steps, c0, lanes, in);
   } else {
@@ -199,6 +207,7 @@ template <class T> SSMSEQ_INLINE void store_tile(const Rows& r, int64_t b, int64
       for (int i = 0; i < lanes; ++i) put<T>(r.kind, r.at<T>(b, t0 + k, c0 + i), in[k][i]);
   }
 }
+
 // The lines of memory that a tile will touch, to be fetched one by one while another tile is worked on: rows of
 // neighbouring channels lie a stride apart, which the hardware does not foresee.
 struct Ahead {
