@@ -338,3 +338,17 @@ def test_workers_of_a_data_loader_scan_on_one_thread():
             assert torch.equal(found[0], expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_tensors_are_read_alike_through_either_way():
+    """Through DLPack's table where torch has one, and through their Python methods where it has not."""
+    inputs = make_inputs(2, 40, 18, 3, dtype=torch.bfloat16)
+    inputs["u"] = inputs["u"].transpose(1, 2).contiguous().transpose(1, 2)
+    expected = run_with_gradients(scan_with_state, inputs)
+    try:
+        assert not ops.cpu._cpu.use_exchange_table(False)
+        found = run_with_gradients(scan_with_state, inputs)
+    finally:
+        assert ops.cpu._cpu.use_exchange_table(True) == hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name

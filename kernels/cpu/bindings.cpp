@@ -269,7 +269,6 @@ NB_MODULE(_cpu, m) {
     return std::string("other");
   }, "Maker of the processor: amd, intel or other.");
   m.attr("CHUNK") = ssmseq::kChunk;           // steps between two kept states
-  m.attr("WIDEST") = ssmseq::kMaxWidth;       // taps of a convolution
   m.def("use_exchange_table", [](bool wanted) { return ssmseq::Reader::get().use_table(wanted); },
         "Read tensors through DLPack's exchange table or not; returns whether it is used.");
   m.def("forward", [](nb::tuple calls, int threads) {

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 CHUNK: int
-WIDEST: int
 
 def isa() -> str: ...
 def set_isa(name: str) -> str: ...

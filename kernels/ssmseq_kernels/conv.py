@@ -1,5 +1,7 @@
 """The public face of the convolution: checks shapes and dtypes, then calls the operator or its kernel."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def causal_conv1d(
     seq_idx: Tensor | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # Tensor, or (Tensor, Tensor) with return_final_state
     """Depthwise convolution over the past, channels last, with an optional SiLU.
 
     Computed in the widest dtype given, and in float32 where that would be a half precision; bitwise the same for any

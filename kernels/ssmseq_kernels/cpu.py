@@ -5,6 +5,8 @@ written where they lie. Half-precision tensors are converted inside the kernels;
 dtype of the arithmetic by the caller.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def checkpoint_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
     return (n_batch, max(chunks - 1, 0) if keep else 0, A.shape[1], n_channels)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor | None) -> Any:
     return [x if x is None or x.is_contiguous() else x.contiguous() for x in tensors]
 
 
@@ -27,7 +29,7 @@ def _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_s
     return (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse)
 
 
-def _forward(scans: list[tuple], keep: bool, return_state: bool):
+def _forward(scans: list[Any], keep: bool, return_state: bool):
     calls, results = [], []
     for scan in scans:
         u, _, A, *_ = scan
@@ -40,9 +42,7 @@ def _forward(scans: list[tuple], keep: bool, return_state: bool):
     return results
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse, return_state, keep
-):
+def forward(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse, return_state, keep):
     """Return y (B, L, D), the final state (B, D, N) or an empty tensor, and the kept states."""
     scan = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse)
     return _forward([scan], keep, return_state)[0]
@@ -55,13 +55,14 @@ def forward_pair(*args):
     return (*first, *second)
 
 
-def _backward(scans: list[tuple]):
+def _backward(scans: list[Any]):
     calls, results = [], []
     for grad_y, grad_state, *tensors, kept, softplus, reverse in scans:
+        inputs: Any = (*tensors, softplus, reverse)
         grads = empty_gradients(*tensors)
         results.append(grads)
         if tensors[0].numel():
-            calls.append((*_inputs(*tensors, softplus, reverse), grad_y, grad_state, kept, *grads))
+            calls.append((*_inputs(*inputs), grad_y, grad_state, kept, *grads))
             continue
         for grad in grads:  # no time step or no batch element: the final state is the initial one
             grad.zero_()

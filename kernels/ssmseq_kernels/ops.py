@@ -6,9 +6,21 @@ plain eager call takes a shorter way round the dispatcher, to the same kernels: 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+KERNELS: dict[str, Any] = {}  # by type of device: a module with the functions below
+FUNCTIONS = {
+    "selective_scan": "forward",
+    "selective_scan_backward": "backward",
+    "selective_scan_pair": "forward_pair",
+    "selective_scan_pair_backward": "backward_pair",
+    "selective_state_update": "update_checked",
+    "causal_conv1d": "conv_forward",
+    "causal_conv1d_backward": "conv_backward",
+    "causal_conv1d_update": "conv_update",
+}
 try:
     from ssmseq_kernels import cpu
 except ImportError as error:  # a pure-Python install, made where no C++ compiler was at hand
@@ -16,8 +28,9 @@ except ImportError as error:  # a pure-Python install, made where no C++ compile
     CPU_MISSING = str(error)
 else:
     CPU_MISSING = None
+    KERNELS["cpu"] = cpu
 
-WIDEST = cpu._cpu.WIDEST if cpu is not None else 0  # taps of a compiled convolution
+WIDEST = 8  # taps of a convolution that the kernels take, as kMaxWidth in kernels.h
 N_SCAN = 10  # tensors of one scan, seq_idx last
 
 
@@ -56,20 +69,14 @@ _lib.define(
 _lib.define(f"causal_conv1d({_CONV}) -> Tensor")
 _lib.define(f"causal_conv1d_backward(Tensor grad_y, {_CONV}) -> {_tensors(4)}")
 _lib.define("causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor")
-if cpu is not None:
-    _lib.impl("selective_scan", cpu.forward, "CPU")
-    _lib.impl("selective_scan_backward", cpu.backward, "CPU")
-    _lib.impl("selective_scan_pair", cpu.forward_pair, "CPU")
-    _lib.impl("selective_scan_pair_backward", cpu.backward_pair, "CPU")
-    _lib.impl("selective_state_update", cpu.update_checked, "CPU")
-    _lib.impl("causal_conv1d", cpu.conv_forward, "CPU")
-    _lib.impl("causal_conv1d_backward", cpu.conv_backward, "CPU")
-    _lib.impl("causal_conv1d_update", cpu.conv_update, "CPU")
+for _device, _module in KERNELS.items():
+    for _name, _function in FUNCTIONS.items():
+        _lib.impl(_name, getattr(_module, _function), _device.upper())
 
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the operator can run on tensors of this device; otherwise the reference has to."""
-    return device.type == "cpu" and cpu is not None
+    return device.type in KERNELS
 
 
 def untraced() -> bool:
@@ -77,7 +84,7 @@ def untraced() -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
         and torch._C._get_tracing_state() is None
     )
 
@@ -98,7 +105,7 @@ def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
-def to_arithmetic(x: torch.Tensor | None, dtype: torch.dtype, *, inside: bool = False) -> torch.Tensor | None:
+def to_arithmetic(x: torch.Tensor | None, dtype: torch.dtype, *, inside: bool = False) -> Any:
     """Convert a tensor to the dtype of the arithmetic; not one that the kernels convert `inside` themselves."""
     if x is None or x.dtype == dtype or (inside and dtype == torch.float32 and x.dtype.itemsize == 2):
         return x
@@ -159,11 +166,17 @@ def _wanted(grads, tensors, needed):
     return [grad if x is not None and need else None for grad, x, need in zip(grads, tensors, needed, strict=False)]
 
 
-def _run(op, direct: Callable, *args):
-    """Call an operator, or its CPU kernel directly; the operator where a second derivative might be asked for."""
+def _direct(name: str, args: tuple):
+    """Run the kernel of an operator without the dispatcher."""
+    first = next(x for x in args if isinstance(x, torch.Tensor))
+    return getattr(KERNELS[first.device.type], FUNCTIONS[name])(*args)
+
+
+def _run_backward(name: str, *args):
+    """Run the backward operator, or its kernel directly where no second derivative might be asked for."""
     if torch.is_grad_enabled() or not eager(*(x for x in args if isinstance(x, torch.Tensor))):
-        return op(*args)
-    return direct(*args)
+        return getattr(torch.ops.ssmseq, name)(*args)
+    return _direct(name, args)
 
 
 def _scan_setup(ctx, inputs, output):
@@ -177,7 +190,7 @@ def _scan_backward(ctx, grad_y, grad_state, _):
     grad_y = torch.zeros_like(tensors[0]) if grad_y is None else grad_y
     grad_state = grad_state if ctx.return_state else None
     args = (grad_y, grad_state, *tensors, kept, ctx.delta_softplus, ctx.reverse)
-    grads = _run(torch.ops.ssmseq.selective_scan_backward, cpu and cpu.backward, *args)
+    grads = _run_backward("selective_scan_backward", *args)
     return (*_wanted(grads, tensors[:9], ctx.needs_input_grad), None, None, None, None, None)
 
 
@@ -196,7 +209,7 @@ def _pair_backward(ctx, *grads):
     ):
         grad_y = torch.zeros_like(own[0]) if grad_y is None else grad_y
         args += [grad_y, grad_state if ctx.return_state else None, *own, states]
-    results = _run(torch.ops.ssmseq.selective_scan_pair_backward, cpu and cpu.backward_pair, *args, ctx.delta_softplus)
+    results = _run_backward("selective_scan_pair_backward", *args, ctx.delta_softplus)
     needed = ctx.needs_input_grad
     first = _wanted(results[:9], tensors[:9], needed[:9])
     second = _wanted(results[9:], tensors[10:19], needed[10:19])
@@ -211,7 +224,7 @@ def _conv_setup(ctx, inputs, output):
 def _conv_backward(ctx, grad_y):
     tensors = ctx.saved_tensors
     args = (grad_y, *tensors, ctx.silu, ctx.reverse)
-    grads = _run(torch.ops.ssmseq.causal_conv1d_backward, cpu and cpu.conv_backward, *args)
+    grads = _run_backward("causal_conv1d_backward", *args)
     return (*_wanted(grads, tensors[:4], ctx.needs_input_grad), None, None, None)
 
 
@@ -219,61 +232,58 @@ def _no_second_derivative(ctx, *grads):
     raise RuntimeError("this operator can be differentiated once; a second derivative is not available")
 
 
-def _differentiable(name: str, setup: Callable, backward: Callable, direct: Callable | None) -> Callable:
+def _differentiable(name: str, setup: Callable, backward: Callable) -> Callable:
     """Register the derivative of an operator; return the operator for eager calls, without the dispatcher."""
     torch.library.register_autograd(f"ssmseq::{name}", backward, setup_context=setup, lib=_lib)
     torch.library.register_autograd(f"ssmseq::{name}_backward", _no_second_derivative, lib=_lib)
 
     def forward(ctx, *args):
-        output = direct(*args)
+        output = _direct(name, args)
         setup(ctx, args, output)
         return output
 
     # Function itself, not its newer form with a separate setup: that one takes three times as long.
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(name, (torch.autograd.Function,), members).apply if direct else getattr(torch.ops.ssmseq, name)
+    return type(name, (torch.autograd.Function,), members).apply
 
 
-_eager_scan = _differentiable("selective_scan", _scan_setup, _scan_backward, cpu and cpu.forward)
-_eager_pair = _differentiable("selective_scan_pair", _pair_setup, _pair_backward, cpu and cpu.forward_pair)
-_eager_conv = _differentiable("causal_conv1d", _conv_setup, _conv_backward, cpu and cpu.conv_forward)
+_EAGER = {
+    "selective_scan": _differentiable("selective_scan", _scan_setup, _scan_backward),
+    "selective_scan_pair": _differentiable("selective_scan_pair", _pair_setup, _pair_backward),
+    "causal_conv1d": _differentiable("causal_conv1d", _conv_setup, _conv_backward),
+}
 
 
-def _choose(op, differentiable: Callable, direct: Callable | None, tensors: tuple, flags: tuple):
-    if not eager(*tensors):
-        return op(*tensors, *flags)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return differentiable(*tensors, *flags)
-    return direct(*tensors, *flags) if direct else op(*tensors, *flags)
-
-
-def _keep(tensors) -> bool:
+def _wants_gradient(tensors: tuple) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def _call(name: str, tensors: tuple, *flags: bool):
+    """Run an operator by the shortest way that serves the call."""
+    if not eager(*tensors):
+        return getattr(torch.ops.ssmseq, name)(*tensors, *flags)
+    return _EAGER[name](*tensors, *flags) if _wants_gradient(tensors) else _direct(name, (*tensors, *flags))
+
+
 def scan(tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
-    """The scan of ten tensors, by the shortest way that serves the call: y, final state, kept states."""
-    flags = (delta_softplus, reverse, return_state, _keep(tensors))
-    return _choose(torch.ops.ssmseq.selective_scan, _eager_scan, cpu and cpu.forward, tensors, flags)
+    """Scan ten tensors: y, final state, kept states."""
+    return _call("selective_scan", tensors, delta_softplus, reverse, return_state, _wants_gradient(tensors))
 
 
 def scan_pair(tensors: tuple, delta_softplus: bool, return_state: bool):
-    """Two scans of ten tensors each, the second in reverse: the results of both."""
-    flags = (delta_softplus, return_state, _keep(tensors))
-    return _choose(torch.ops.ssmseq.selective_scan_pair, _eager_pair, cpu and cpu.forward_pair, tensors, flags)
+    """Scan twice ten tensors, the second ten in reverse: the results of both."""
+    return _call("selective_scan_pair", tensors, delta_softplus, return_state, _wants_gradient(tensors))
 
 
 def conv(tensors: tuple, silu: bool, reverse: bool):
-    """The convolution of five tensors."""
-    return _choose(torch.ops.ssmseq.causal_conv1d, _eager_conv, cpu and cpu.conv_forward, tensors, (silu, reverse))
+    """Convolve five tensors."""
+    return _call("causal_conv1d", tensors, silu, reverse)
 
 
 def step(name: str, tensors: tuple, flag: bool):
-    """One step in place, of `selective_state_update` or `causal_conv1d_update`."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    """Take one step in place, of `selective_state_update` or `causal_conv1d_update`."""
+    if _wants_gradient(tensors):
         raise RuntimeError(
             f"{name} works in place and has no derivative: call it under torch.no_grad(), or train with the whole scan"
         )
-    if not eager(*tensors):
-        return getattr(torch.ops.ssmseq, name)(*tensors, flag)
-    return (cpu.update_checked if name == "selective_state_update" else cpu.conv_update)(*tensors, flag)
+    return _direct(name, (*tensors, flag)) if eager(*tensors) else getattr(torch.ops.ssmseq, name)(*tensors, flag)

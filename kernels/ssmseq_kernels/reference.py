@@ -3,6 +3,8 @@
 Axis letters: B batch, L time steps, D channels, N state, G groups of channels that share B and C.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -98,7 +100,8 @@ def _kept(seq_idx: Tensor, reverse: bool) -> Tensor:
 
 def selective_state_update_reference(state, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus: bool) -> Tensor:
     """One step of the scan, in place on state (B, D, N); arguments as in `selective_state_update`, B and C grouped."""
-    u, delta, B, C, z = (None if x is None else x.to(state.dtype).unsqueeze(1) for x in (u, delta, B, C, z))
+    rows: Any = [None if x is None else x.to(state.dtype).unsqueeze(1) for x in (u, delta, B, C, z)]
+    u, delta, B, C, z = rows
     options = {"delta_softplus": delta_softplus, "initial_state": state}
     y, after = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, **options)
     state.copy_(after)

@@ -1,6 +1,7 @@
 """The public face of the scan: checks shapes and dtypes, then calls the operator or its kernel."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def selective_scan(
     seq_idx: Tensor | None = None,
     reverse: bool = False,
     return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # Tensor, or (Tensor, Tensor) with return_final_state
     r"""Selective state-space scan (Mamba's recurrence) along the time axis, channels last.
 
     .. math::
@@ -186,13 +187,13 @@ def selective_state_update(
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
     _check_step(state, u, delta, A, B, C, D, z, delta_bias)
-    B, C = (x if x.dim() == 3 else x.unsqueeze(1) for x in (B, C))
+    mixers = [x if x.dim() == 3 else x.unsqueeze(1) for x in (B, C)]
     dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
     if state.dtype != dtype:
         raise TypeError(f"state must be {dtype}, the dtype of the arithmetic, got {state.dtype}")
-    A, D, delta_bias = (ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias))
-    u_, delta, B, C, z = (ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, B, C, z))
-    tensors = (state, u_, delta, A, B, C, D, z, delta_bias)
+    weights = [ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias)]
+    rows = [ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, *mixers, z)]
+    tensors: Any = (state, *rows[:2], weights[0], *rows[2:4], weights[1], rows[4], weights[2])
     if ops.has_kernel(u.device):
         y = ops.step("selective_state_update", tensors, delta_softplus)
     else:
@@ -226,7 +227,7 @@ def sequence_index(cu_seqlens: Tensor) -> Tensor:
     return numbers.repeat_interleave(cu_seqlens.diff())[None]
 
 
-def _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx):
+def _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> Any:
     """Check the tensors of one scan and bring them to the dtypes and the axes of the operator."""
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -241,7 +242,7 @@ def _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx):
 def _by_reference(tensors, delta_softplus, reverse):
     *inputs, initial_state, seq_idx = tensors
     options = {"initial_state": initial_state, "seq_idx": seq_idx, "reverse": reverse}
-    wide = [x if x is None else x.to(tensors[2].dtype) for x in inputs]
+    wide: Any = [x if x is None else x.to(tensors[2].dtype) for x in inputs]
     y, state = selective_scan_reference(*wide, delta_softplus=delta_softplus, **options)
     return y.to(tensors[0].dtype), state
 
