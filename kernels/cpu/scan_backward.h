@@ -26,9 +26,7 @@ template <class T> struct BackwardJob {
       : s(scan), plan(scan), rates(scan, plan), links(scan, plan), window(window_length(scan, plan)),
         rows(scan.N * (1 + scan.Bm.constant + scan.Cm.constant) + 2), chunk1(plan.chunks),
         adjoint(window >= plan.chunks ? 1 : s.B * plan.all_blocks(s) * s.N), sums(sums_size()),
-        mixed(2 * plan.spans * mixed_size() + 1) {
-    std::memset(sums.p, 0, sums_size() * sizeof(double));
-  }
+        mixed(2 * plan.spans * mixed_size() + 1) {}
   static int64_t window_length(const Scan<T>& s, const Plan<T>& plan) {
     if (plan.parts > 1) return plan.chunks;
     // As much as a sixteenth of one (B, L, D) tensor, and enough to keep threads busy.
@@ -232,6 +230,7 @@ template <class T> void backward_task(BackwardJob<T>& job, int64_t index) {
   Accumulators<T> acc(s);
   Tile<T> tile;
   Buffer<Vec<T>> own(task.blocks * N);
+  if (cut || to == plan.chunks) std::memset(sums, 0, task.blocks * job.rows * Lane<T>::W * sizeof(double));
   for (int64_t b = task.b0; b < task.b1; ++b) {
     Vec<T>* adjoint = own.p;
     if (cut) adjoint = job.links.state.p + job.links.at(s, plan, b, task.part, task.first_block) * N;
@@ -299,7 +298,8 @@ template <class T> void reduce_mixed(BackwardJob<T>& job, int64_t index) {
       for (int64_t i = 0; i < GN; ++i) sum[i] += part[i];
     }
     char* row = out.at<T>(b, t, 0);
-    for (int64_t i = 0; i < GN; ++i) put<T>(out.kind, row + i * ssmseq::item_size<T>(out.kind), sum[i]);
+    if (out.kind == Kind::native) std::memcpy(row, sum, GN * sizeof(T));
+    else for (int64_t i = 0; i < GN; ++i) put<T>(out.kind, row + 2 * i, sum[i]);
   }
 }
 
@@ -342,7 +342,7 @@ template <class T> void backward(const Scan<T>* scans, int count, int threads) {
   for (bool more = true; more;) {
     more = false;
     jobs.run(threads, work, [](auto& job) { return job.chunk1 ? job.plan.tasks : 0; }, backward_task<T>);
-    jobs.run(threads, work / 64,
+    jobs.run(threads, work / 16,
              [](auto& job) { return job.s.B * (min64(job.s.L, job.chunk1 * kChunk) - job.chunk0() * kChunk); },
              reduce_mixed<T>);
     jobs.each([&](auto& job) {
@@ -350,7 +350,7 @@ template <class T> void backward(const Scan<T>* scans, int count, int threads) {
       more |= job.chunk1 > 0;
     });
   }
-  jobs.run(threads, work / 64, [](auto& job) { return job.plan.all_blocks(job.s); }, reduce_sums<T>);
+  jobs.run(threads, work / 16, [](auto& job) { return job.plan.all_blocks(job.s); }, reduce_sums<T>);
 }
 
 }  // namespace
