@@ -86,7 +86,10 @@ template <class T, int K> void forward_width(const Convolution<T>& c, int thread
     Vec<T> y[kChunk];
     for (int64_t t0 = 0; t0 < c.L; t0 += kChunk) {
       span.read(c, b, t0, c0, lanes);
+      Ahead next(T(), c.x, b, min64(t0 + kChunk, c.L - 1), c0), out(T(), c.y, b, t0, c0);
       for (int k = 0; k < span.steps; ++k) {
+        next.fetch(k);
+        out.fetch(k);
         const Vec<T> pre = span.pre(taps, k);
         y[k] = c.silu ? pre * sigmoid<T>(pre) : pre;
       }
@@ -97,9 +100,12 @@ template <class T, int K> void forward_width(const Convolution<T>& c, int thread
 
 // Adjoints before the activation, and what they give to the weights.
 template <class T, int K>
-SSMSEQ_INLINE void adjoints(const Convolution<T>& c, const Taps<T, K>& taps, Span<T>& span, double* total) {
+SSMSEQ_INLINE void adjoints(const Convolution<T>& c, const Taps<T, K>& taps, Span<T>& span, double* total,
+                            Ahead next_x, Ahead next_dy) {
   Vec<T> part[K ? K : kMaxWidth]{}, bias_part{};
   for (int k = 0; k < span.steps; ++k) {
+    next_x.fetch(k);
+    next_dy.fetch(k);
     Vec<T> g = span.g[k];
     if (c.silu) {
       const Vec<T> pre = span.pre(taps, k), s = sigmoid<T>(pre), one = splat(T(1));
@@ -129,12 +135,17 @@ void backward_block(const Convolution<T>& c, int64_t b, int64_t c0, int lanes, d
     const int64_t t0 = chunk * kChunk;
     span.read(c, b, t0, c0, lanes);
     load_tile<T>(c.dy, b, t0, span.steps, c0, lanes, span.g);
-    adjoints(c, taps, span, total);
+    const int64_t next = max64(0, t0 - kChunk);
+    adjoints(c, taps, span, total, Ahead(T(), c.x, b, next, c0), Ahead(T(), c.dy, b, next, c0));
     for (int i = 0; i < past; ++i) {
       span.g[span.steps + i] = after[i];
       span.reach[span.steps + i] = after_reach[i];
     }
-    for (int k = 0; k < span.steps; ++k) dx[k] = span.dx(taps, k, !c.seq.p);
+    Ahead out(T(), c.dx, b, next, c0);
+    for (int k = 0; k < span.steps; ++k) {
+      out.fetch(k);
+      dx[k] = span.dx(taps, k, !c.seq.p);
+    }
     store_tile<T>(c.dx, b, t0, span.steps, c0, lanes, dx);
     if (!t0 && c.dbefore.p) {
       for (int k = 0; k < past; ++k) dx[k] = span.dx(taps, k - past, false);
