@@ -2,16 +2,17 @@
 
     python benchmarks/forecasting/step_profile.py
 
-Two views, both on one thread by default. In turn in one process, A B C D A B C D: the step as it is; with the scan
-replaced by one elementwise expression of its inputs (the difference is what any faster scan could still gain); with
-every matrix product left to torch; and with the convolution by torch. And torch's profiler, by kind of operator. One
-row per width is appended to benchmarks/results/step_profile.jsonl.
+Two views, both on one thread by default. In turn in one process, A B C A B C: the step as it is; with the scan replaced
+by one elementwise expression of its inputs (the difference is what any faster scan could still gain); with every matrix
+product left to torch, with and without the scan; with the convolution by torch; and under bfloat16 autocast. And torch's
+profiler, by kind of operator. One row per width is appended to benchmarks/results/step_profile.jsonl.
 """
 
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,9 @@ KINDS = {
 }
 
 
+AUTOCAST = False
+
+
 def elementwise_instead_of_scan(*directions):
     """Touch every input once, at the cost of elementwise products."""
     return tuple(
@@ -58,7 +62,9 @@ def make_step(d_model: int, d_state: int):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        F.mse_loss(network(inputs), targets).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
+            outputs = network(inputs)
+        F.mse_loss(outputs.float(), targets).backward()
         optimizer.step()
 
     return step
@@ -75,10 +81,14 @@ def convolution_by_torch(x, weight, bias, *, activation, reverse):
     return causal_conv1d_reference(x, weight[:, 0], bias, silu=activation == "silu", reverse=reverse)
 
 
+SCAN_REMOVED = (bidirectional, "bidirectional_selective_scan", elementwise_instead_of_scan)
+TORCHS_PRODUCTS = (linear, "ONEDNN", False)
 VARIANTS = {
     "step": [],
-    "scan removed": [(bidirectional, "bidirectional_selective_scan", elementwise_instead_of_scan)],
-    "torch's products": [(linear, "ONEDNN", False)],
+    "scan removed": [SCAN_REMOVED],
+    "torch's products": [TORCHS_PRODUCTS],
+    "torch's products, scan removed": [TORCHS_PRODUCTS, SCAN_REMOVED],
+    "bfloat16 autocast": [(sys.modules[__name__], "AUTOCAST", True)],
     "torch's convolution": [(mamba, "causal_conv1d", convolution_by_torch)],
 }
 
