@@ -26,7 +26,7 @@ template <class T> struct Plan {
     span = cut_time ? blocks : max64(1, min64(8, s.B * s.G * blocks / 16));
     spans = ceil_div(blocks, span);
     // Each set of batch elements keeps its own sums for A, D and the bias: share them where sequences are short.
-    batch = max64(1, min64(256 / max64(s.L, 1), s.B * s.G * spans / 16));
+    batch = max64(1, min64(1024 / max64(s.L, 1), s.B * s.G * spans / 16));
     batches = ceil_div(s.B, batch);
     chunks = ceil_div(s.L, kChunk);
     part = cut_time ? ceil_div(chunks, min64(ceil_div(2 * kFewTasks, s.B * s.G), s.L / kShortestPart)) : chunks;
