@@ -140,11 +140,11 @@ def kernel_alone(inputs: Inputs, mode: str) -> Callable[[], object]:
     """
     u, delta, A, B, C, D, z, bias = (inputs[name].detach() for name in NAMES)
     given = (u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, z, bias, None, None, True, False)
-    y, nothing, threads = torch.zeros_like(u), A.new_empty(0), torch.get_num_threads()
+    y, nothing = torch.zeros_like(u), A.new_empty(0)
     if mode == "forward":
         call = (*given, y, nothing, A.new_empty(cpu.checkpoint_shape(u, A, False)))
-        return lambda: cpu._cpu.forward((call,), threads)
+        return lambda: cpu._cpu.forward((call,), torch.get_num_threads())
     _, _, kept = cpu.forward(*given, False, True)
     grads = [x.zero_() for x in cpu.empty_gradients(*given[:9])]
     call = (*given, y.normal_(), None, kept, *grads)
-    return lambda: cpu._cpu.backward((call,), threads)
+    return lambda: cpu._cpu.backward((call,), torch.get_num_threads())

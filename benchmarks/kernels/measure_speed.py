@@ -54,21 +54,23 @@ def _summary(times: list[float], sizes: Sizes, base: float | None) -> dict:
 
 
 def measure_scaling(rows: Rows, shapes: dict[str, Sizes], threads: int, repeats: int, budget: float) -> None:
-    """Compare wall times of ours on one thread and on more, in turn.
+    """Compare wall times of ours on one thread and on more, in turn: the whole call, and the kernel alone.
 
-    Another busy process makes every thread wait for the one that it interrupts: then only the fastest runs tell.
+    Fresh memory for large results is paged in by the system, whose share does not shrink with threads. Another busy
+    process makes every thread wait for the one that it interrupts: then only the fastest runs tell.
     """
     before = torch.get_num_threads()
     for shape, sizes in shapes.items():
-        for mode in MODES:
-            cell = {"what": "scaling", "shape": shape, "sizes": sizes, "mode": mode, "threads": threads}
-            if not rows.has({**cell, **PLAIN.fields()}):
-                rows.add({**cell, **PLAIN.fields()}, _scaling(mode, sizes, threads, repeats, budget))
+        for method in (PLAIN, METHODS["kernel"][0]):
+            for mode in modes_of(method):
+                cell = {"what": "scaling", "shape": shape, "sizes": sizes, "mode": mode, "threads": threads}
+                if not rows.has({**cell, **method.fields()}):
+                    rows.add({**cell, **method.fields()}, _scaling(method, mode, sizes, threads, repeats, budget))
     torch.set_num_threads(before)
 
 
-def _scaling(mode: str, sizes: Sizes, threads: int, repeats: int, budget: float) -> dict:
-    call = make_call(PLAIN, mode, make_inputs(sizes))
+def _scaling(method: Method, mode: str, sizes: Sizes, threads: int, repeats: int, budget: float) -> dict:
+    call = make_call(method, mode, make_inputs(sizes))
 
     def on(count: int):
         def run() -> None:

@@ -105,7 +105,15 @@ def _floors(rows: list[Row]) -> str:
 def _scaling(rows: list[Row]) -> str:
     return _listing(
         rows,
-        {"shape": "", "mode": "", "one_ms": ".3g", "more_ms": ".3g", "speedup": ".2f", "speedup_of_fastest": ".2f"},
+        {
+            "shape": "",
+            "method": "",
+            "mode": "",
+            "one_ms": ".3g",
+            "more_ms": ".3g",
+            "speedup": ".2f",
+            "speedup_of_fastest": ".2f",
+        },
     )
 
 
