@@ -4,8 +4,8 @@
 
 Two views, both on one thread by default. In turn in one process, A B C A B C: the step as it is; with the scan replaced
 by one elementwise expression of its inputs (the difference is what any faster scan could still gain); with every matrix
-product left to torch, with and without the scan; with the convolution by torch; and under bfloat16 autocast. And torch's
-profiler, by kind of operator. One row per width is appended to benchmarks/results/step_profile.jsonl.
+product left to torch, with and without the scan; with the convolution by torch; and under bfloat16 autocast. And
+torch's profiler, by kind of operator. One row per width is appended to benchmarks/results/step_profile.jsonl.
 """
 
 import argparse
