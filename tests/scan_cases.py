@@ -1,15 +1,21 @@
 """Inputs of the selective scan, and its comparison with the float64 definition; shared by the tests of the kernels."""
 
+import os
+from typing import Any
+
 import torch
 
 from ssmseq_kernels import selective_scan
 from ssmseq_kernels.reference import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
+DEVICE = os.environ.get("SSMSEQ_TEST_DEVICE", "cpu")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
-def make_inputs(n_batch, length, n_channels, n_state, groups=1, *, dtype=torch.float32, seed=0, without=()):
+def make_inputs(
+    n_batch, length, n_channels, n_state, groups=1, *, dtype=torch.float32, seed=0, without=()
+) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -26,7 +32,7 @@ def make_inputs(n_batch, length, n_channels, n_state, groups=1, *, dtype=torch.f
         "delta_bias": 0.3 * normal(n_channels),
         "initial_state": normal(n_batch, n_channels, n_state),
     }
-    return {k: v.to(dtype) for k, v in inputs.items() if k not in without}
+    return {k: v.to(DEVICE, dtype) for k, v in inputs.items() if k not in without}
 
 
 def relative_error(found, truth):
@@ -38,7 +44,7 @@ def run_with_gradients(function, inputs, seed=1):
     leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
     y, state = function(**leaves)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in (y, state)]
+    weights = [torch.randn(x.shape, generator=generator).to(x) for x in (y, state)]
     grads = torch.autograd.grad([y, state], list(leaves.values()), weights)
     return {"y": y, "final_state": state, **{f"grad of {k}": g for k, g in zip(leaves, grads, strict=True)}}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ssmseq_kernels
 from ssmseq_kernels import cpu
+from ssmseq_kernels.results import empty_gradients, kept_shape
 
 SHAPES = {  # B, L, D, N
     "etth": (32, 7, 512, 16),
@@ -142,9 +143,9 @@ def kernel_alone(inputs: Inputs, mode: str) -> Callable[[], object]:
     given = (u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, z, bias, None, None, True, False)
     y, nothing = torch.zeros_like(u), A.new_empty(0)
     if mode == "forward":
-        call = (*given, y, nothing, A.new_empty(cpu.checkpoint_shape(u, A, False)))
+        call = (*given, y, nothing, A.new_empty(kept_shape(u, A, False, cpu.CHUNK)))
         return lambda: cpu._cpu.forward((call,), torch.get_num_threads())
     _, _, kept = cpu.forward(*given, False, True)
-    grads = [x.zero_() for x in cpu.empty_gradients(*given[:9])]
+    grads = [x.zero_() for x in empty_gradients(*given[:9])]
     call = (*given, y.normal_(), None, kept, *grads)
     return lambda: cpu._cpu.backward((call,), torch.get_num_threads())

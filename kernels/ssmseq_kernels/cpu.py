@@ -8,24 +8,15 @@ dtype of the arithmetic by the caller.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssmseq_kernels import _cpu
+from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
 
-
-def checkpoint_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
-    """Shape (B, chunks - 1, N, D) of the states that the forward pass keeps for the backward pass."""
-    n_batch, length, n_channels = u.shape
-    chunks = (length + _cpu.CHUNK - 1) // _cpu.CHUNK
-    return (n_batch, max(chunks - 1, 0) if keep else 0, A.shape[1], n_channels)
-
-
-def _contiguous(*tensors: Tensor | None) -> Any:
-    return [x if x is None or x.is_contiguous() else x.contiguous() for x in tensors]
+CHUNK = _cpu.CHUNK  # steps between kept states
 
 
 def _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse):
-    D, delta_bias = _contiguous(D, delta_bias)
+    D, delta_bias = contiguous(D, delta_bias)
     return (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse)
 
 
@@ -35,7 +26,7 @@ def _forward(scans: list[Any], keep: bool, return_state: bool):
         u, _, A, *_ = scan
         y = torch.empty_like(u)
         state = A.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
-        kept = A.new_empty(checkpoint_shape(u, A, keep))
+        kept = A.new_empty(kept_shape(u, A, keep, CHUNK))
         calls.append((*_inputs(*scan), y, state, kept))
         results.append((y, state, kept))
     _cpu.forward(tuple(calls), torch.get_num_threads())
@@ -64,24 +55,10 @@ def _backward(scans: list[Any]):
         if tensors[0].numel():
             calls.append((*_inputs(*inputs), grad_y, grad_state, kept, *grads))
             continue
-        for grad in grads:  # no time step or no batch element: the final state is the initial one
-            grad.zero_()
-        if grad_state is not None and tensors[8] is not None:
-            grads[8].copy_(grad_state)
+        settle_empty(grads, grad_state, tensors[8] is not None)
     if calls:
         _cpu.backward(tuple(calls), torch.get_num_threads())
     return results
-
-
-def empty_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx=None) -> tuple[Tensor, ...]:
-    """Uninitialised gradients, laid out as the kernel writes them; empty where there is nothing to derive by."""
-    nothing = u.new_empty(0)
-    rows = [nothing if x is None else torch.empty_like(x) for x in (u, delta, z, initial_state)]
-    layout = torch.contiguous_format
-    flat = [nothing if x is None else torch.empty_like(x, memory_format=layout) for x in (A, B, C, D, delta_bias)]
-    du, ddelta, dz, dstate = rows
-    dA, dB, dC, dD, dbias = flat
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dstate
 
 
 def backward(*args):
@@ -110,7 +87,7 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     """Do the same with tensors whose shapes are right; those of awkward strides are copied, the state excepted."""
     if state.stride(2) != 1 and state.shape[2] > 1:
         raise ValueError(f"the last axis of state must have stride 1, got strides {state.stride()}")
-    A, D, delta_bias = _contiguous(A, D, delta_bias)
+    A, D, delta_bias = contiguous(A, D, delta_bias)
     y = update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     assert y is not None, "checked by the caller"
     return y
@@ -123,7 +100,7 @@ def _convolve(what, x, weight, bias, before, seq_idx, silu, reverse, *results):
 
 def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
     """Return y (B, L, D)."""
-    weight, bias = _contiguous(weight, bias)
+    weight, bias = contiguous(weight, bias)
     y = torch.empty_like(x)
     if x.numel():
         _convolve("forward", x, weight, bias, initial_state, seq_idx, silu, reverse, y, None, None, None, None)
@@ -132,7 +109,7 @@ def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
 
 def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse):
     """Return the gradients of x, weight, bias and initial_state; empty where there is nothing to derive by."""
-    weight, bias = _contiguous(weight, bias)
+    weight, bias = contiguous(weight, bias)
     dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
     dbias = weight.new_zeros(0 if bias is None else bias.shape)
     dbefore = x.new_empty(0) if initial_state is None else initial_state.new_zeros(initial_state.shape)
@@ -144,7 +121,7 @@ def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse
 
 def conv_update(x, state, weight, bias, silu):
     """Return y (B, D) of one step; shift x into state (B, width - 1, D)."""
-    weight, bias = _contiguous(weight, bias)
+    weight, bias = contiguous(weight, bias)
     y = torch.empty_like(x)
     if x.numel():
         rows = (x.unsqueeze(1), weight, bias, state, None, silu, False, y.unsqueeze(1))

@@ -1,14 +1,19 @@
 """The kernels as torch operators: schema, shapes for tracing, autograd, and which kernel serves which device.
 
-The operators of `torch.ops.ssmseq` run where their tensors are, on the devices that `has_kernel` names; so far that is
-the CPU, by the compiled C++ kernels. They are what torch.compile, torch.export and the transforms of torch.func see. A
-plain eager call takes a shorter way round the dispatcher, to the same kernels: see `eager`.
+The operators of `torch.ops.ssmseq` run where their tensors are, on the devices that `has_kernel` names: the CPU, by the
+compiled C++ kernels, and CUDA or ROCm, by the Triton kernels, which are imported when their first tensor arrives. They
+are what torch.compile, torch.export and the transforms of torch.func see. A plain eager call takes a shorter way round
+the dispatcher, to the same kernels: see `eager`.
 """
 
+import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+
+from ssmseq_kernels.results import empty_gradients, kept_shape
 
 KERNELS: dict[str, Any] = {}  # by type of device: a module with the functions below
 FUNCTIONS = {
@@ -69,14 +74,41 @@ _lib.define(
 _lib.define(f"causal_conv1d({_CONV}) -> Tensor")
 _lib.define(f"causal_conv1d_backward(Tensor grad_y, {_CONV}) -> {_tensors(4)}")
 _lib.define("causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor")
-for _device, _module in KERNELS.items():
-    for _name, _function in FUNCTIONS.items():
-        _lib.impl(_name, getattr(_module, _function), _device.upper())
 
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the operator can run on tensors of this device; otherwise the reference has to."""
-    return device.type in KERNELS
+    return device.type in KERNELS or (device.type == "cuda" and cuda_missing() is None)
+
+
+@cache
+def cuda_missing() -> str | None:
+    """Why there are no kernels for GPUs, without touching a GPU; None if there are."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'ssmseq[gpu]'"
+    return None
+
+
+def _kernels(device_type: str) -> Any:
+    """The module of kernels of a type of device; that for GPUs is imported with its first tensor."""
+    if device_type not in KERNELS and device_type == "cuda":
+        from ssmseq_kernels import cuda
+
+        KERNELS["cuda"] = cuda
+    return KERNELS[device_type]
+
+
+def _on_gpu(function: str) -> Callable:
+    def run(*args):
+        return getattr(_kernels("cuda"), function)(*args)
+
+    return run
+
+
+for _name, _function in FUNCTIONS.items():
+    if cpu is not None:
+        _lib.impl(_name, getattr(cpu, _function), "CPU")
+    _lib.impl(_name, _on_gpu(_function), "CUDA")
 
 
 def untraced() -> bool:
@@ -114,7 +146,8 @@ def to_arithmetic(x: torch.Tensor | None, dtype: torch.dtype, *, inside: bool = 
 
 def _fake_scan(u, A, return_state, keep):
     state = A.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
-    return torch.empty_like(u), state, A.new_empty(cpu.checkpoint_shape(u, A, keep) if cpu else (0,))
+    module = _kernels(u.device.type) if has_kernel(u.device) else cpu  # tensors without a device: any length of chunk
+    return torch.empty_like(u), state, A.new_empty(kept_shape(u, A, keep, module.CHUNK) if module else (0,))
 
 
 @torch.library.register_fake("ssmseq::selective_scan", lib=_lib)
@@ -127,18 +160,14 @@ def _(*args):
     return (*_fake_scan(args[0], args[2], *args[-2:]), *_fake_scan(args[10], args[12], *args[-2:]))
 
 
-def _fake_gradients(*tensors):
-    return cpu.empty_gradients(*tensors) if cpu else tuple(torch.empty_like(x) for x in tensors[:9])
-
-
 @torch.library.register_fake("ssmseq::selective_scan_backward", lib=_lib)
 def _(grad_y, grad_state, *args):
-    return _fake_gradients(*args[:N_SCAN])
+    return empty_gradients(*args[:N_SCAN])
 
 
 @torch.library.register_fake("ssmseq::selective_scan_pair_backward", lib=_lib)
 def _(*args):
-    return (*_fake_gradients(*args[2:12]), *_fake_gradients(*args[15:25]))
+    return (*empty_gradients(*args[2:12]), *empty_gradients(*args[15:25]))
 
 
 @torch.library.register_fake("ssmseq::selective_state_update", lib=_lib)
@@ -169,7 +198,7 @@ def _wanted(grads, tensors, needed):
 def _direct(name: str, args: tuple):
     """Run the kernel of an operator without the dispatcher."""
     first = next(x for x in args if isinstance(x, torch.Tensor))
-    return getattr(KERNELS[first.device.type], FUNCTIONS[name])(*args)
+    return getattr(_kernels(first.device.type), FUNCTIONS[name])(*args)
 
 
 def _run_backward(name: str, *args):

@@ -252,7 +252,11 @@ def _warn_once(device: str) -> None:
     if _warned:
         return
     _warned = True
-    remedy = "install a C++17 compiler, then ssmseq again" if device == "cpu" else "move network and data to the CPU"
+    remedy = "move network and data to the CPU"
+    if device == "cpu":
+        remedy = "install a C++17 compiler, then ssmseq again"
+    elif device == "cuda":
+        remedy = f"{ops.cuda_missing()}"
     warnings.warn(
         f"the selective scan runs on the PyTorch reference on '{device}' tensors, many times slower than the compiled "
         f"kernel: {remedy}. `ssmseq info` tells which kernels this installation has.",
@@ -273,8 +277,15 @@ def available_backends() -> dict[str, str]:
         on_cpu = f"reference: the compiled module is missing ({ops.CPU_MISSING})"
     else:
         on_cpu = f"compiled C++ kernel, instruction set {ops.cpu._cpu.isa()}"
-    reason = "no kernel for this device is registered"
-    return {"cpu": on_cpu, "cuda": f"reference: {reason}", "other": f"reference: {reason}"}
+    return {"cpu": on_cpu, "cuda": _on_cuda(), "other": "reference: no kernel for this device is registered"}
+
+
+def _on_cuda() -> str:
+    if missing := ops.cuda_missing():
+        return f"reference: {missing}"
+    if not torch.cuda.is_available():
+        return "none of this kind found; the Triton kernels would serve it"
+    return f"Triton kernels, on {torch.cuda.get_device_name()}"
 
 
 def processor() -> tuple[str, str]:

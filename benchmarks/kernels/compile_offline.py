@@ -1,0 +1,263 @@
+"""Compile the Triton kernels without a GPU; print registers, spills and instructions; hold them to a budget.
+
+The launchers run on tensors without memory, in the shapes of the benchmark; what they would launch is compiled instead.
+The command fails if a kernel spills more than its budget says, or takes over 5 % more registers or instructions::
+
+    python benchmarks/kernels/compile_offline.py [--arch sm_90 ...] [--case lm-bf16 ...] [--quiet] [--update]
+"""
+
+import argparse
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
+
+from ssmseq_kernels import cuda, triton_conv, triton_scan, triton_scan_backward, triton_update
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BUDGET = Path(__file__).with_name("offline_budget.json")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SLACK = 1.05
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+KERNELS = {
+    triton_scan: ("forward_kernel", "ends_kernel", "link_kernel"),
+    triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel"),
+    triton_update: ("update_kernel",),
+    triton_conv: ("conv_kernel", "transposed_kernel", "step_kernel"),
+}
+BF16 = torch.bfloat16
+CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and what differs from float32 with everything
+    "lm-bf16": {"shape": (8, 4096, 2048, 16), "dtype": BF16},
+    "lm-fp16": {"shape": (8, 4096, 2048, 16), "dtype": torch.float16},
+    "lm-fp32": {"shape": (8, 4096, 2048, 16)},
+    "packed-bf16": {"shape": (8, 4096, 2048, 16), "dtype": BF16, "packed": True},
+    "dna-bf16": {"shape": (1, 131072, 512, 16), "dtype": BF16},
+    "variates-pair-fp32": {"shape": (16, 862, 1024, 32), "pair": True},
+    "constant-fp32": {"shape": (8, 4096, 2048, 16), "constant": True},
+    "odd-fp32": {"shape": (8, 4096, 200, 5), "bare": True},
+    **{f"states-{n}-bf16": {"shape": (8, 4096, 2048, n), "dtype": BF16} for n in (1, 8, 32, 64, 128, 256)},
+    "conv-bf16": {"shape": (8, 4096, 2048, 4), "dtype": BF16, "conv": True},
+    "conv-packed-fp32": {"shape": (8, 4096, 2048, 4), "packed": True, "conv": True},
+}
+
+
+class Recorder:
+    """Stands for a kernel: notes what a launch would have compiled."""
+
+    def __init__(self, kernel, noted: list):
+        self.kernel, self.noted = kernel, noted
+
+    def __getitem__(self, grid):
+        return self.note
+
+    def note(self, *args, **named) -> None:
+        """Take the arguments of one launch."""
+        names = self.kernel.arg_names
+        options = {k: named.pop(k) for k in list(named) if k not in names}
+        values = dict(zip(names, args, strict=False)) | named
+        self.noted.append((self.kernel, values, options))
+
+
+def describe(kernel, values: dict[str, Any]) -> tuple[dict, dict, dict]:
+    """Signature, constants and known divisibility of a launch, as the just-in-time compiler would find them."""
+    constants: dict[tuple, Any] = {}
+    attributes: dict[tuple, Any] = {}
+    unspecialized = {p.name for p in kernel.params if p.do_not_specialize}
+    compile_time = {p.name for p in kernel.params if p.is_constexpr}
+
+    def of(value, path, specialize):
+        if isinstance(value, tuple):
+            return tuple(of(x, (*path, i), specialize) for i, x in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        if specialize and value == 1:
+            constants[path] = 1
+            return "constexpr"
+        if specialize and value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    signature = {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in compile_time:
+            constants[(i,)], signature[name] = values[name], "constexpr"
+        else:
+            signature[name] = of(values[name], (i,), name not in unspecialized)
+    return signature, constants, attributes
+
+
+def scan_tensors(shape, dtype, packed, constant, bare) -> list[Any]:
+    n_batch, length, n_channels, n_state = shape
+
+    def meta(*sizes, kind=torch.float32):
+        return torch.empty(*sizes, dtype=kind, device="meta")
+
+    row = [meta(n_batch, length, n_channels, kind=dtype) for _ in range(3)]
+    size = (n_channels, n_state) if constant else (n_batch, length, 1, n_state)
+    mixers = [meta(*size, kind=torch.float32 if constant else dtype) for _ in range(2)]
+    seq_idx = meta(n_batch, length, kind=torch.int32) if packed else None
+    more = [None] * 4 if bare else [meta(n_channels), row[2], meta(n_channels), meta(n_batch, n_channels, n_state)]
+    return [row[0], row[1], meta(n_channels, n_state), *mixers, *more, seq_idx]
+
+
+def run_scan(shape, dtype=torch.float32, packed=False, constant=False, bare=False, pair=False) -> None:
+    """Call the launchers of scan and step."""
+    tensors: Any = tuple(scan_tensors(shape, dtype, packed, constant, bare))
+    flags = (False, True) if bare else (True, True)
+    if pair:
+        y, state, kept, *_ = cuda.forward_pair(*tensors, *tensors, True, *flags)
+        once = (y, state, *tensors, kept)
+        cuda.backward_pair(*once, *once, True)
+        return
+    y, state, kept = cuda.forward(*tensors, True, False, *flags)
+    cuda.backward(y, None if bare else state, *tensors, kept, True, False)
+    if not constant and not packed:
+        now: Any = [x if x is None or x.dim() < 3 or i == 8 else x[:, 0] for i, x in enumerate(tensors[:9])]
+        state = torch.empty(shape[0], shape[2], shape[3], device="meta")
+        cuda.update_checked(state, *now[:8], True)
+
+
+def run_conv(shape, dtype=torch.float32, packed=False) -> None:
+    """Call the launchers of the convolution and its step."""
+    n_batch, length, n_channels, width = shape
+    x = torch.empty(n_batch, length, n_channels, dtype=dtype, device="meta")
+    weight, bias = torch.empty(n_channels, width, device="meta"), torch.empty(n_channels, device="meta")
+    before = torch.empty(n_batch, width - 1, n_channels, dtype=dtype, device="meta")
+    seq_idx = torch.empty(n_batch, length, dtype=torch.int32, device="meta") if packed else None
+    cuda.conv_forward(x, weight, bias, before, seq_idx, True, False)
+    cuda.conv_backward(x, x, weight, bias, before, seq_idx, True, False)
+    if not packed:
+        cuda.conv_update(x[:, 0], before, weight, bias, True)
+
+
+def launches(name: str) -> list[tuple]:
+    """What the launchers would launch for a case."""
+    noted: list[tuple] = []
+    originals = [(module, kernel, getattr(module, kernel)) for module, names in KERNELS.items() for kernel in names]
+    case = dict(CASES[name])
+    try:
+        for module, kernel, original in originals:
+            setattr(module, kernel, Recorder(original, noted))
+        run_conv(**{k: v for k, v in case.items() if k != "conv"}) if case.get("conv") else run_scan(**case)
+    finally:
+        for module, kernel, original in originals:
+            setattr(module, kernel, original)
+    return noted
+
+
+def on_nvidia(cubin: bytes) -> dict[str, int]:
+    """Registers, bytes of stack, spilling instructions and all instructions of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
+        code = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
+    operations = [x for x in operations if x != "NOP"]
+    spilled = sum(x.startswith(("LDL", "STL")) for x in operations)
+    shuffled = sum(x.startswith("SHFL") for x in operations)
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spills": spilled,
+        "instructions": len(operations),
+        "shuffles": shuffled,
+    }
+
+
+def on_amd(code: str) -> dict[str, int]:
+    """Do the same for the assembly of an AMD GPU."""
+
+    def number(key):
+        found = re.search(rf"\.{key}:\s+(\d+)", code)
+        return int(found[1]) if found else 0
+
+    operations = re.findall(r"^\s+([a-z]+_\w+)", code.split(".amdgpu_metadata")[0], re.MULTILINE)
+    return {
+        "registers": number("vgpr_count"),
+        "stack": number("private_segment_fixed_size"),
+        "spills": number("vgpr_spill_count"),
+        "instructions": len(operations),
+        "shuffles": sum(x.startswith(("ds_bpermute", "ds_swizzle", "v_permlane")) for x in operations),
+    }
+
+
+def measure(arch: str, kernel, values: dict[str, Any], options: dict[str, Any]) -> dict[str, int]:
+    """Compile one launch and read what it takes."""
+    signature, constants, attributes = describe(kernel, values)
+    named = {"constexprs": constants, "attrs": attributes}
+    source = ASTSource(fn=kernel, signature=signature, **named)
+    compiled = compile_kernel(source, target=TARGETS[arch], options=options)
+    if "cubin" in compiled.asm:
+        return on_nvidia(compiled.asm["cubin"])
+    return on_amd(compiled.asm["amdgcn"])
+
+
+def all_measurements(archs: list[str], cases: list[str]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Key and figures of every kernel of every case on every architecture."""
+    for name in cases:
+        noted = launches(name)
+        names = [kernel.fn.__name__ for kernel, _, _ in noted]
+        for arch in archs:
+            for i, (kernel, values, options) in enumerate(noted):
+                again = names[:i].count(names[i])
+                key = f"{name} {names[i]}{f'#{again + 1}' if again else ''} {arch}"
+                yield key, measure(arch, kernel, values, options)
+
+
+def exceeded(key: str, found: dict[str, int], budget: dict[str, dict[str, int]]) -> list[str]:
+    """What of a kernel's figures is beyond its budget."""
+    if key not in budget:
+        return [f"{key}: not in the budget"]
+    allowed = budget[key]
+    limits = {k: SLACK * allowed[k] for k in ("registers", "instructions")}
+    limits |= {k: allowed.get(k, 0) for k in ("spills", "stack")}
+    return [f"{key}: {found[k]} {k}, budget {allowed[k]}" for k, limit in limits.items() if found[k] > limit]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
+    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--quiet", action="store_true", help="print only what is beyond the budget, and the number")
+    parser.add_argument("--update", action="store_true", help="write what was found as the budget")
+    arguments = parser.parse_args()
+    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    found, complaints, began = {}, [], time.monotonic()
+    if not arguments.quiet:
+        print(f"triton {triton.__version__}\n{'':58} registers  stack  spills  instructions  shuffles")
+    for key, figures in all_measurements(arguments.arch, arguments.case):
+        found[key] = figures
+        if not arguments.quiet:
+            print(f"{key:58} " + "  ".join(f"{figures[k]:>{max(len(k), 5)}}" for k in figures), flush=True)
+        if not arguments.update:
+            complaints += exceeded(key, figures, budget)
+    print(f"{len(found)} kernels in {time.monotonic() - began:.0f} s")
+    if arguments.update:
+        BUDGET.write_text(json.dumps(budget | found, indent=1) + "\n")
+    print("\n".join(complaints))
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

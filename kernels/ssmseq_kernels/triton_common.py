@@ -1,0 +1,252 @@
+"""What the Triton kernels share: constants, arithmetic, and how the work is laid over programs.
+
+Only the triton_* modules import triton. A tile of states is [N, channels] with channels side by side in memory, so that
+a thread owns all states of its channels and sums over states stay inside it. Time is counted in the order of the scan;
+`when` turns that count into a place on the time axis.
+
+Pointers to a whole tile are multiplied by `one`, a one that the compiler does not know: it then cannot choose vectors
+along a tile's axes, whose layout would spread the states of a channel over threads and every sum over shuffles.
+"""
+
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# The language of the kernels is not the Python that a type checker knows.
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 4):
+    raise ImportError(f"the GPU kernels need Triton 3.4 or newer, found {triton.__version__}: upgrade torch or triton")
+
+CHUNK = 64  # steps between the states that a forward pass keeps for the backward pass
+SEGMENT = 16  # steps of it whose states the backward pass keeps at a time
+SCRATCH = 1 << 27  # bytes at most for them, over all programs
+PROGRAMS_WANTED = 1056  # two per warp scheduler of a chip of 132 multiprocessors; with fewer, time is cut into parts
+LONGEST_UNCUT = 256  # steps; shorter inputs are never cut
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Tile(NamedTuple):
+    """How a scan is laid over programs: padded states, channels of a program, its warps, steps fetched together."""
+
+    states: int
+    channels: int
+    warps: int
+    unroll: int
+
+
+# By padded states: channels, warps, steps whose inputs are fetched together (to wait for memory once).
+FORWARD_TILES = {
+    1: (32, 1, 4),
+    2: (32, 1, 4),
+    4: (32, 1, 4),
+    8: (32, 1, 4),
+    16: (32, 1, 4),
+    32: (32, 2, 4),
+    64: (32, 4, 4),
+    128: (16, 8, 2),
+    256: (16, 16, 1),
+}
+BACKWARD_TILES = {
+    1: (16, 1, 2),
+    2: (16, 1, 2),
+    4: (16, 1, 2),
+    8: (16, 1, 2),
+    16: (16, 1, 2),
+    32: (32, 4, 2),
+    64: (32, 8, 2),
+    128: (8, 8, 1),
+    256: (4, 8, 1),
+}
+
+
+def tile_of(n_state: int, tiles: dict[int, tuple[int, int, int]], wide: bool) -> Tile:
+    """Look up the tile for a number of states; wide inputs wait in twice the registers, so half as many are fetched."""
+    states = triton.next_power_of_2(n_state)
+    if states not in tiles:
+        raise ValueError(f"the Triton scan takes at most {max(tiles)} states, got {n_state}")
+    channels, warps, unroll = tiles[states]
+    return Tile(states, channels, warps, max(unroll // 2, 1) if wide else unroll)
+
+
+def options(warps: int) -> dict[str, Any]:
+    """Launch options; fusion of products with sums is asked for, because its default differs between versions."""
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def cut(length: int, programs: int) -> tuple[int, int]:
+    """Cut time where programs are few: number of parts, and steps of a part, a multiple of CHUNK."""
+    chunks = max(triton.cdiv(length, CHUNK), 1)
+    if length <= LONGEST_UNCUT or programs * 4 > PROGRAMS_WANTED:
+        return 1, chunks * CHUNK
+    per_part = triton.cdiv(chunks, triton.cdiv(PROGRAMS_WANTED, programs))
+    return triton.cdiv(chunks, per_part), per_part * CHUNK
+
+
+@triton.jit
+def sigmoid(x):
+    """Logistic function."""
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) and its derivative, to the last bits of float32 for any x.
+
+    log(1 + e) is 2 artanh(e / (2 + e)), whose argument is at most a third, so that eight terms suffice. The rounding
+    error of the exponent is put back.
+    """
+    low = -tl.abs(x)
+    exponent = low * LOG2E
+    e = tl.exp2(exponent)
+    e += e * tl.fma(low, tl.full(low.shape, LOG2E, tl.float32), -exponent) * LN2
+    s = e / (2.0 + e)
+    q = s * s
+    series = q * (1.0 / 15.0) + 1.0 / 13.0
+    series = series * q + 1.0 / 11.0
+    series = series * q + 1.0 / 9.0
+    series = series * q + 1.0 / 7.0
+    series = series * q + 1.0 / 5.0
+    series = series * q + 1.0 / 3.0
+    value = tl.maximum(x, 0.0) + 2.0 * (s + s * q * series)
+    return value, tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def pick(first, second, back):
+    """The second pointer if `back`."""
+    chosen = first
+    if back != 0:
+        chosen = second
+    return chosen
+
+
+@triton.jit
+def when(t, length, back):
+    """Where the t-th step of the scan lies on the time axis, as int64."""
+    place = tl.full([], 0, tl.int64) + t
+    if back != 0:
+        place = length - 1 - place
+    return place
+
+
+@triton.jit
+def where_less(mask, a, b):
+    """The mask where a < b, else nothing; compared in the mask's shape, because the interpreter spreads no booleans."""
+    return mask & (tl.zeros(mask.shape, tl.int32) + a < b)
+
+
+@triton.jit
+def vector(pointer, d, live, GIVEN: tl.constexpr):
+    """A weight per channel, zero if there is none."""
+    if GIVEN:
+        return tl.load(pointer + d, mask=live, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros(live.shape, tl.float32)
+
+
+@triton.jit
+def row(pointer, place, stride, mask):
+    """One value per channel of one step."""
+    return tl.load(pointer + place * stride, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def mixer_base(mixer, batch, group, n, d, one, strides, CONSTANT: tl.constexpr):
+    """Pointers to B or C at time zero, [N, 1], or [N, channels] if constant."""
+    if CONSTANT:
+        return mixer + (d * one)[None, :] * strides[0] + (n * one)[:, None] * strides[1]
+    else:
+        return mixer + batch * strides[0] + group * strides[2] + n[:, None] * strides[3]
+
+
+@triton.jit
+def mixer_fixed(base, tile, otherwise, CONSTANT: tl.constexpr):
+    """The tile of a constant mixer; something that is not looked at for one that changes with time."""
+    if CONSTANT:
+        return tl.load(base, mask=tile, other=0.0).to(tl.float32)
+    else:
+        return otherwise
+
+
+@triton.jit
+def mixer_row(base, fixed, place, stride, mask, CONSTANT: tl.constexpr):
+    """B or C of one step, [N, 1] or [N, channels]."""
+    if CONSTANT:
+        return fixed
+    else:
+        return tl.load(base + place * stride, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def restarts(seq, stride, t, end, length, back, GIVEN: tl.constexpr):
+    """Whether step t belongs to another sequence than step t - 1."""
+    if GIVEN:
+        inside = (t > 0) & (t < end)
+        now = tl.load(seq + when(t, length, back) * stride, mask=inside, other=0)
+        before = tl.load(seq + when(t - 1, length, back) * stride, mask=inside, other=0)
+        return now != before
+    else:
+        return 0
+
+
+@triton.jit
+def decay(dt, A2, restart, GIVEN: tl.constexpr):
+    """exp(dt A) of every state, zero where a sequence begins; A2 is A log2(e)."""
+    a = tl.exp2(dt[None, :] * A2)
+    if GIVEN:
+        a = tl.where(restart, 0.0, a)
+    return a
+
+
+@triton.jit
+def channels_of(block, blocks, per_group, CHANNELS: tl.constexpr, FULL: tl.constexpr):
+    """Group, channels (int64) and mask of a block of channels."""
+    group = tl.full([], 0, tl.int64) + block // blocks
+    inside = (block % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    live = inside < per_group
+    if FULL:
+        live = tl.full([CHANNELS], 1, tl.int1)
+    return group, group * per_group + inside, live
+
+
+@triton.jit
+def source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B):
+    """What the states of a block of channels are moved by: pointers at time zero, strides along time, fixed tiles."""
+    su, sdelta, sA, sB, sseq = strides[0], strides[1], strides[3], strides[4], strides[7]
+    tile = (n < n_state)[:, None] & live[None, :]
+    A = pick(first[2], second[2], back) + (d * one)[None, :] * sA[0] + (n * one)[:, None] * sA[1]
+    A2 = tl.load(A, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    B = mixer_base(pick(first[3], second[3], back), batch, group, n, d, one, sB, CONST_B)
+    return (
+        pick(first[0], second[0], back) + batch * su[0] + d * su[2],
+        su[1],
+        pick(first[1], second[1], back) + batch * sdelta[0] + d * sdelta[2],
+        sdelta[1],
+        vector(pick(first[7], second[7], back), d, live, HAS_BIAS),
+        B,
+        sB[1],
+        mixer_fixed(B, tile, A2, CONST_B),
+        pick(first[9], second[9], back) + batch * sseq[0],
+        sseq[1],
+        A2,
+    )
+
+
+@triton.jit
+def fetch(t, end, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B):
+    """u, step size, its derivative, B, and whether a sequence begins at step t; from the end on nothing that moves."""
+    u, su, delta, sdelta, bias, B, sB, fixed, seq, sseq, _A2 = source
+    place = when(t, length, back)
+    here = where_less(live, t, end)
+    x = row(u, place, su, here)
+    dt = row(delta, place, sdelta, here) + bias
+    slope = dt
+    if SOFTPLUS:
+        dt, slope = softplus(dt)
+    dt = tl.where(here, dt, 0.0)
+    mixer = mixer_row(B, fixed, place, sB, where_less(n_mask[:, None], t, end), CONST_B)
+    return x, dt, slope, mixer, restarts(seq, sseq, t, end, length, back, HAS_SEQ)

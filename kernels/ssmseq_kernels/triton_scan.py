@@ -1,0 +1,245 @@
+"""The selective scan forward in Triton: one program walks a block of channels through time, states in registers.
+
+Where batch times channels make too few programs, time is cut into parts: a first pass finds the state that each part
+hands on when it starts from zero, and the sum of its steps, whose exponential is the part's whole decay; the parts are
+linked one after the other, and the scan itself then runs over all parts side by side.
+"""
+
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# The language of the kernels is not the Python that a type checker knows.
+
+import triton
+import triton.language as tl
+
+from ssmseq_kernels import triton_common as common
+from ssmseq_kernels.triton_common import (
+    LOG2E,
+    channels_of,
+    decay,
+    fetch,
+    mixer_base,
+    mixer_fixed,
+    mixer_row,
+    pick,
+    row,
+    sigmoid,
+    source_of,
+    vector,
+    when,
+    where_less,
+)
+
+CHUNK = tl.constexpr(common.CHUNK)
+UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "one")
+
+
+@triton.jit
+def fetch_output(t, end, length, back, outlet, live, n_mask, HAS_Z, CONST_C):
+    """C of step t, and the gate's factor."""
+    C, sC, fixed, z, sz = outlet
+    place = when(t, length, back)
+    mixer = mixer_row(C, fixed, place, sC, where_less(n_mask[:, None], t, end), CONST_C)
+    gate = tl.full(live.shape, 1.0, tl.float32)
+    if HAS_Z:
+        gate = row(z, place, sz, where_less(live, t, end))
+        gate = gate * sigmoid(gate)
+    return mixer, gate
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def forward_kernel(
+    first,
+    second,
+    strides,
+    sy,
+    length,
+    n_channels,
+    n_state,
+    blocks,
+    per_group,
+    parts,
+    part_steps,
+    one,
+    DIRECTION: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr,
+    CONST_C: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    HAS_SEQ: tl.constexpr,
+    KEEP: tl.constexpr,
+    FINAL: tl.constexpr,
+    LINKED: tl.constexpr,
+    FULL: tl.constexpr,
+    STATES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Scan one part of time for one block of channels of one batch element."""
+    n_blocks = n_channels // per_group * blocks
+    pid = tl.program_id(0)
+    back = DIRECTION
+    if DIRECTION == 2:
+        back = pid % 2
+        pid = pid // 2
+    block, part = pid % n_blocks, pid // n_blocks % parts
+    batch = tl.full([], 0, tl.int64) + pid // n_blocks // parts
+    group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
+    n = tl.arange(0, STATES)
+    n_mask = n < n_state
+    tile = n_mask[:, None] & live[None, :]
+
+    source = source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B)
+    A2 = source[10]
+    sz, sC, sh = strides[2], strides[5], strides[6]
+    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, one, sC, CONST_C)
+    z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
+    outlet = (C, sC[1], mixer_fixed(C, tile, A2, CONST_C), z, sz[1])
+    skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
+    y = pick(first[10], second[10], back) + batch * sy[0] + d * sy[2]
+
+    across = (n * one)[:, None] * tl.full([], n_channels, tl.int64) + (d * one)[None, :]
+    size = tl.full([], n_channels, tl.int64) * n_state
+    h = tl.zeros([STATES, CHANNELS], tl.float32)
+    if LINKED:
+        carry = pick(first[13], second[13], back) + (batch * parts + part) * size
+        h = tl.load(carry + across, mask=tile, other=0.0)
+    elif HAS_STATE:
+        h0 = pick(first[8], second[8], back) + batch * sh[0] + (d * one)[None, :] * sh[1] + (n * one)[:, None] * sh[2]
+        h = tl.load(h0, mask=tile, other=0.0).to(tl.float32)
+    kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
+
+    begin = part * part_steps
+    end = tl.minimum(begin + part_steps, length)
+    for start in range(begin, end, CHUNK):
+        stop = tl.minimum(start + CHUNK, end)
+        for t in range(start, stop, UNROLL):
+            moves, outs = (), ()
+            for k in tl.static_range(UNROLL):
+                moves += (fetch(t + k, stop, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
+                outs += (fetch_output(t + k, stop, length, back, outlet, live, n_mask, HAS_Z, CONST_C),)
+            for k in tl.static_range(UNROLL):
+                x, dt, _slope, enters, restart = moves[k]
+                leaves, gate = outs[k]
+                h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
+                value = (tl.sum(h * leaves, axis=0) + skip * x) * gate
+                place = when(t + k, length, back)
+                tl.store(y + place * sy[1], value.to(y.dtype.element_ty), mask=where_less(live, t + k, stop))
+        if KEEP:
+            tl.store(kept + (start // CHUNK) * size + across, h, mask=where_less(tile, stop, length))
+    if FINAL:
+        final = pick(first[11], second[11], back) + batch * size + (d * one)[None, :] * n_state + (n * one)[:, None]
+        tl.store(final, h, mask=where_less(tile, length, end + 1))
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def ends_kernel(
+    first,
+    second,
+    strides,
+    length,
+    n_channels,
+    n_state,
+    blocks,
+    per_group,
+    parts,
+    part_steps,
+    one,
+    DIRECTION: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CONST_B: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SEQ: tl.constexpr,
+    FULL: tl.constexpr,
+    STATES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Find the state that a part (not the last) hands on from zero, its sum of steps, and whether none begins anew."""
+    n_blocks = n_channels // per_group * blocks
+    pid = tl.program_id(0)
+    back = DIRECTION
+    if DIRECTION == 2:
+        back = pid % 2
+        pid = pid // 2
+    block, part = pid % n_blocks, pid // n_blocks % (parts - 1)
+    batch = tl.full([], 0, tl.int64) + pid // n_blocks // (parts - 1)
+    group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
+    n = tl.arange(0, STATES)
+    n_mask = n < n_state
+    source = source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B)
+    A2 = source[10]
+    h = tl.zeros([STATES, CHANNELS], tl.float32)
+    total = tl.zeros([CHANNELS], tl.float32)
+    opened = tl.full([CHANNELS], 1.0, tl.float32)
+    begin = part * part_steps
+    for t in range(begin, begin + part_steps, UNROLL):
+        moves = ()
+        for k in tl.static_range(UNROLL):
+            moves += (fetch(t + k, length, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
+        for k in tl.static_range(UNROLL):
+            x, dt, _slope, enters, restart = moves[k]
+            h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
+            total += dt
+            if HAS_SEQ:
+                opened = tl.where(restart, 0.0, opened)
+    slot = batch * parts + part
+    carry = pick(first[13], second[13], back) + slot * n_state * n_channels
+    across = (n * one)[:, None] * tl.full([], n_channels, tl.int64) + (d * one)[None, :]
+    tl.store(carry + across, h, mask=n_mask[:, None] & live[None, :])
+    sums = pick(first[14], second[14], back) + slot * 2 * n_channels + d
+    tl.store(sums, total, mask=live)
+    tl.store(sums + n_channels, opened, mask=live)
+
+
+@triton.jit(do_not_specialize=("parts",))
+def link_kernel(
+    carries,
+    sums,
+    As,
+    edges,
+    sA,
+    se,
+    n_channels,
+    n_state,
+    parts,
+    DIRECTION: tl.constexpr,
+    HAS_EDGE: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    STATES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Replace what each part hands on by what it receives, part after part (from the last one for the adjoint)."""
+    pid = tl.program_id(0)
+    back = DIRECTION
+    if DIRECTION == 2:
+        back = pid % 2
+        pid = pid // 2
+    n_blocks = tl.cdiv(n_channels, CHANNELS)
+    d = tl.full([], 0, tl.int64) + (pid % n_blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    batch = tl.full([], 0, tl.int64) + pid // n_blocks
+    live = d < n_channels
+    n = tl.arange(0, STATES)
+    tile = (n < n_state)[:, None] & live[None, :]
+    A = pick(As[0], As[1], back) + d[None, :] * sA[0] + n[:, None] * sA[1]
+    A2 = tl.load(A, mask=tile, other=0.0).to(tl.float32) * LOG2E
+    state = tl.zeros([STATES, CHANNELS], tl.float32)
+    if HAS_EDGE:
+        edge = pick(edges[0], edges[1], back) + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
+        state = tl.load(edge, mask=tile, other=0.0).to(tl.float32)
+    across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :]
+    for i in range(0, parts):
+        part = i
+        if ADJOINT:
+            part = parts - 1 - i
+        slot = batch * parts + part
+        carry = pick(carries[0], carries[1], back) + slot * n_state * n_channels + across
+        own = tl.load(carry, mask=where_less(tile, i + 1, parts), other=0.0)
+        tl.store(carry, state, mask=tile)
+        place = pick(sums[0], sums[1], back) + slot * 2 * n_channels + d
+        total = tl.load(place, mask=where_less(live, i + 1, parts), other=0.0)
+        opened = tl.load(place + n_channels, mask=where_less(live, i + 1, parts), other=0.0)
+        state = own + tl.where(opened[None, :] > 0, tl.exp2(total[None, :] * A2) * state, 0.0)

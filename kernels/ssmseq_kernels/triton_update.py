@@ -1,0 +1,134 @@
+"""One step of the scan in place, in Triton, for generation."""
+
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# The language of the kernels is not the Python that a type checker knows.
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ssmseq_kernels import triton_common as common
+from ssmseq_kernels.reference import selective_state_update_reference
+from ssmseq_kernels.results import contiguous
+from ssmseq_kernels.triton_common import LOG2E, channels_of, sigmoid, softplus, vector
+
+
+@triton.jit
+def update_kernel(
+    state,
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    y,
+    strides,
+    n_channels,
+    n_state,
+    blocks,
+    per_group,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FULL: tl.constexpr,
+    STATES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Advance the state of one block of channels of one batch element."""
+    ss, su, sdelta, sA, sB, sC, sz, sy = strides
+    n_blocks = n_channels // per_group * blocks
+    pid = tl.program_id(0)
+    batch = tl.full([], 0, tl.int64) + pid // n_blocks
+    group, d, live = channels_of(pid % n_blocks, blocks, per_group, CHANNELS, FULL)
+    n = tl.arange(0, STATES)
+    n_mask = n < n_state
+    tile = n_mask[:, None] & live[None, :]
+    place = state + batch * ss[0] + d[None, :] * ss[1] + n[:, None] * ss[2]
+    h = tl.load(place, mask=tile, other=0.0)
+    A2 = tl.load(A + d[None, :] * sA[0] + n[:, None] * sA[1], mask=tile, other=0.0) * LOG2E
+    x = tl.load(u + batch * su[0] + d * su[1], mask=live, other=0.0).to(tl.float32)
+    dt = tl.load(delta + batch * sdelta[0] + d * sdelta[1], mask=live, other=0.0).to(tl.float32)
+    dt += vector(bias, d, live, HAS_BIAS)
+    if SOFTPLUS:
+        dt, _ = softplus(dt)
+    across = n[:, None]
+    enters = tl.load(B + batch * sB[0] + group * sB[1] + across * sB[2], mask=n_mask[:, None], other=0.0)
+    leaves = tl.load(C + batch * sC[0] + group * sC[1] + across * sC[2], mask=n_mask[:, None], other=0.0)
+    h = tl.exp2(dt[None, :] * A2) * h + (dt * x)[None, :] * enters.to(tl.float32)
+    tl.store(place, h, mask=tile)
+    value = tl.sum(h * leaves.to(tl.float32), axis=0) + vector(D, d, live, HAS_D) * x
+    if HAS_Z:
+        gate = tl.load(z + batch * sz[0] + d * sz[1], mask=live, other=0.0).to(tl.float32)
+        value *= gate * sigmoid(gate)
+    tl.store(y + batch * sy[0] + d * sy[1], value.to(y.dtype.element_ty), mask=live)
+
+
+def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Advance state (B, D, N) by one step in place; return y (B, D)."""
+    if state.stride(2) != 1 and state.shape[2] > 1:
+        raise ValueError(f"the last axis of state must have stride 1, got strides {state.stride()}")
+    y = torch.empty_like(u)
+    if not u.numel():
+        return y
+    if state.dtype == torch.float64:
+        rest: Any = (D, z, delta_bias)
+        return y.copy_(selective_state_update_reference(state, u, delta, A, B, C, *rest, delta_softplus=delta_softplus))
+    D, delta_bias = contiguous(D, delta_bias)
+    n_batch, n_channels = u.shape
+    per_group = n_channels // B.shape[1]
+    tile = common.tile_of(state.shape[2], common.FORWARD_TILES, False)
+    blocks = triton.cdiv(per_group, tile.channels)
+    update_kernel[(n_batch * B.shape[1] * blocks,)](
+        state,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        u if D is None else D,
+        u if z is None else z,
+        u if delta_bias is None else delta_bias,
+        y,
+        tuple((x if x is not None else u).stride() for x in (state, u, delta, A, B, C, z, y)),
+        n_channels,
+        state.shape[2],
+        blocks,
+        per_group,
+        SOFTPLUS=delta_softplus,
+        HAS_D=D is not None,
+        HAS_Z=z is not None,
+        HAS_BIAS=delta_bias is not None,
+        FULL=per_group % tile.channels == 0,
+        STATES=tile.states,
+        CHANNELS=tile.channels,
+        **common.options(tile.warps),
+    )
+    return y
+
+
+def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    """Do the same with mixers (B, N) too, or return None if the tensors are not as they must be."""
+    B, C = (x.unsqueeze(1) if x.dim() == 2 else x for x in (B, C))
+    given = [x for x in (u, delta, B, C, z) if x is not None]
+    weights = [x for x in (A, D, delta_bias) if x is not None]
+    n_batch, n_channels, n_state = state.shape
+    mixed = (n_batch, B.shape[1], n_state)
+    fits = (
+        state.dtype == torch.float32
+        and all(x.dtype == torch.float32 or x.dtype.itemsize == 2 for x in given)
+        and all(x.dtype == torch.float32 for x in weights)
+        and all(x is None or x.shape == (n_batch, n_channels) for x in (u, delta, z))
+        and all(x is None or x.shape == (n_channels,) for x in (D, delta_bias))
+        and A.shape == (n_channels, n_state)
+        and B.shape == C.shape == mixed
+        and n_channels % max(mixed[1], 1) == 0
+        and (state.stride(2) == 1 or n_state == 1)
+    )
+    return update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) if fits else None

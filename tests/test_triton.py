@@ -1,0 +1,325 @@
+"""The Triton kernels in Triton's interpreter: the contract of the scan and the convolution in float32, without a GPU.
+
+The interpreter has to be chosen before anything imports triton. So the checks below run in a process of their own,
+which `test_in_the_interpreter` starts; as CPU tensors are what an interpreted kernel takes, they serve the CPU there.
+"""
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scan_cases import DEVICE, NAMES, assert_matches_reference, make_inputs, relative_error, run_with_gradients
+
+from ssmseq_kernels import (
+    available_backends,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    causal_conv1d_update,
+    ops,
+    selective_scan,
+    selective_state_update,
+)
+from ssmseq_kernels.reference import causal_conv1d_reference, selective_scan_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ALONG_TIME = ("u", "delta", "B", "C", "z")
+
+
+def run_checks(**environment):
+    """Run the checks of this file in a process with more in its environment."""
+    here = Path(__file__)
+    command = [sys.executable, "-m", "pytest", here.name, "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "python_functions=check_*"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment
+    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_in_the_interpreter():
+    run_checks(TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    run_checks(SSMSEQ_TEST_DEVICE="cuda")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_is_not_imported_with_the_package():
+    code = "import sys, ssmseq_kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
+    ops.cuda_missing.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    try:
+        assert not ops.has_kernel(torch.device("cuda"))
+        assert "pip install 'ssmseq[gpu]'" in available_backends()["cuda"]
+    finally:
+        ops.cuda_missing.cache_clear()
+
+
+@pytest.fixture(autouse=INTERPRETED or DEVICE == "cuda")
+def kernels(poisoned_memory, monkeypatch):
+    """Serve the tensors of the checks by the Triton kernels, all uninitialised memory filled with NaN."""
+    from ssmseq_kernels import cuda
+
+    monkeypatch.setitem(ops.KERNELS, DEVICE, cuda)
+    return cuda
+
+
+@pytest.fixture
+def always_cut(monkeypatch):
+    """Cut even short inputs along time, into parts of one chunk."""
+    from ssmseq_kernels import triton_common
+
+    monkeypatch.setattr(triton_common, "LONGEST_UNCUT", 1)
+    monkeypatch.setattr(triton_common, "PROGRAMS_WANTED", 100)
+
+
+def numbered(*starts, length):
+    """Sequence numbers of one row that change at the given steps, and come back to one used before."""
+    seq_idx = torch.zeros(1, length, dtype=torch.int32, device=DEVICE)
+    for i, start in enumerate(starts):
+        seq_idx[:, start:] = (7, 3, 7, 5)[i % 4]
+    return seq_idx
+
+
+def scan_with_state(**x):
+    return selective_scan(**x, return_final_state=True)
+
+
+@pytest.mark.parametrize(("length", "n_state"), [(1, 2), (2, 1), (3, 16), (7, 5), (63, 3), (65, 8)])
+def check_lengths_and_states(length, n_state):
+    assert_matches_reference(make_inputs(2, length, 19, n_state))
+
+
+@pytest.mark.parametrize("n_state", [33, 64, 100, 256])
+def check_many_states(n_state):
+    assert_matches_reference(make_inputs(1, 9, 12, n_state))
+
+
+@pytest.mark.parametrize(("n_channels", "groups"), [(6, 6), (66, 2), (64, 1), (1, 1)])
+def check_channels_and_groups(n_channels, groups):
+    assert_matches_reference(make_inputs(2, 9, n_channels, 5, groups))
+
+
+@pytest.mark.parametrize(("softplus", "reverse"), [(True, False), (False, True)])
+def check_every_combination_of_optional_inputs(softplus, reverse):
+    for count in (1, 4):
+        for without in itertools.combinations(("D", "z", "delta_bias", "initial_state"), count):
+            inputs = make_inputs(1, 18, 40, 3, without=without)
+            if not softplus:  # step sizes must then be positive, or the state explodes
+                inputs["delta"] = inputs["delta"].exp()
+                inputs.pop("delta_bias", None)
+            assert_matches_reference(inputs, delta_softplus=softplus, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("starts", [(5, 31, 64), (1, 2, 69)])
+def check_packed_sequences(starts, reverse):
+    assert_matches_reference(make_inputs(1, 70, 19, 3), seq_idx=numbered(*starts, length=70), reverse=reverse)
+
+
+@pytest.mark.parametrize("constant", [("B",), ("C",), ("B", "C")])
+def check_constant_mixers(constant):
+    inputs = make_inputs(1, 66, 19, 5)
+    generator = torch.Generator().manual_seed(3)
+    inputs |= {k: torch.randn(19, 5, generator=generator).to(DEVICE) for k in constant}
+    assert_matches_reference(inputs, reverse=True)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("starts", [(), (100,)])
+def check_time_cut_into_parts(always_cut, starts, reverse):
+    inputs = make_inputs(1, 150, 10, 4)
+    inputs["delta"] = inputs["delta"] - 2  # memories as long as a part
+    seq_idx = numbered(*starts, length=150) if starts else None
+    assert_matches_reference(inputs, seq_idx=seq_idx, reverse=reverse)
+
+
+def check_time_cut_without_edges(always_cut):
+    assert_matches_reference(make_inputs(1, 130, 8, 3, without=("initial_state", "z", "D", "delta_bias")))
+
+
+def check_run_to_run_bitwise():
+    inputs = make_inputs(1, 18, 40, 4)
+    first, second = (run_with_gradients(scan_with_state, inputs) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def check_reverse_equals_flipping():
+    inputs = make_inputs(2, 37, 10, 4)
+    flipped = {k: v.flip(1) if k in ALONG_TIME else v for k, v in inputs.items()}
+    assert torch.equal(selective_scan(**inputs, reverse=True), selective_scan(**flipped).flip(1))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def check_both_directions_in_one_call(alike):
+    first, second = make_inputs(2, 17, 10, 4), make_inputs(2, 17, 10, 4 if alike else 6, seed=5)
+    leaves = [x.requires_grad_() for x in (*first.values(), *second.values())]
+    arguments = [(*x.values(), numbered(10, length=17).expand(2, 17)) for x in (first, second)]
+    (y, state), (y_back, state_back) = bidirectional_selective_scan(*arguments, return_final_state=True)
+    options = [{"initial_state": x[8], "seq_idx": x[9], "return_final_state": True} for x in arguments]
+    expected = selective_scan(*arguments[0][:8], **options[0])
+    expected_back = selective_scan(*arguments[1][:8], **options[1], reverse=True)
+    for a, b in zip((y, state, y_back, state_back), (*expected, *expected_back), strict=True):
+        assert torch.equal(a, b)
+    found = torch.autograd.grad((y * y_back).sum() + state.sum(), leaves)
+    truth = torch.autograd.grad((expected[0] * expected_back[0]).sum() + expected[1].sum(), leaves)
+    for a, b in zip(found, truth, strict=True):
+        assert torch.equal(a, b)
+
+
+def check_both_directions_of_cut_time(always_cut):
+    inputs = make_inputs(1, 130, 8, 3)
+    y, y_back = bidirectional_selective_scan(tuple(inputs.values()), tuple(inputs.values()))
+    assert torch.equal(y, selective_scan(**inputs))
+    assert torch.equal(y_back, selective_scan(**inputs, reverse=True))
+
+
+def relaid(x, order):
+    """The same numbers in memory of another axis order."""
+    return x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])
+
+
+def check_any_layout_gives_the_same_bits():
+    inputs = make_inputs(2, 17, 21, 5)
+    laid = {k: relaid(v, list(range(v.dim()))[::-1]) for k, v in inputs.items()}
+    packed = torch.cat([inputs["u"], inputs["z"]], -1)  # how a Mamba block holds them
+    laid |= {"u": packed[..., :21], "z": packed[..., 21:]}
+    found, plain = (run_with_gradients(scan_with_state, x) for x in (laid, inputs))
+    for name, value in plain.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("n_batch", "length"), [(0, 5), (2, 0)])
+def check_nothing_to_scan(n_batch, length):
+    inputs = make_inputs(n_batch, length, 6, 3)
+    found = run_with_gradients(scan_with_state, inputs)
+    assert torch.equal(found["final_state"], inputs["initial_state"])
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize("delta", [-200.0, -30.0, -9.0, 0.0, 25.0, 90.0])
+def check_extreme_step_sizes(delta):
+    inputs = make_inputs(1, 9, 11, 4, without=("delta_bias",))
+    inputs["delta"] = torch.full_like(inputs["delta"], delta)
+    y = selective_scan(**inputs)
+    truth, _ = selective_scan_reference(**{k: v.double() for k, v in inputs.items()})
+    assert relative_error(y, truth) < 1e-6
+
+
+def check_nan_reaches_the_output_of_its_channel_only():
+    inputs = make_inputs(1, 5, 3, 2)
+    inputs["delta"][0, 2, 1] = float("nan")
+    y = selective_scan(**inputs)
+    assert y[0, 2:, 1].isnan().all()
+    assert y[0, :2].isfinite().all()
+    assert y[..., [0, 2]].isfinite().all()
+
+
+# The interpreter gets bfloat16 wrong.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16], ids=str)
+def check_half_precision_is_computed_in_float32(dtype):
+    inputs = make_inputs(2, 11, 8, 4)
+    halves = {k: v.to(dtype) if k in ALONG_TIME else v for k, v in inputs.items()}
+    found = run_with_gradients(scan_with_state, halves)
+    expected = scan_with_state(**{k: v.float() for k, v in halves.items()})
+    assert torch.equal(found["y"], expected[0].to(dtype))
+    assert torch.equal(found["final_state"], expected[1])
+    assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def check_double_is_served_by_the_reference(reverse):
+    inputs = make_inputs(2, 9, 5, 3, dtype=torch.float64)
+    assert_matches_reference(inputs, reverse=reverse, seq_idx=numbered(4, length=9).expand(2, 9))
+    second = make_inputs(2, 9, 5, 3, dtype=torch.float64, without=NAMES[5:])
+    y, y_back = bidirectional_selective_scan(tuple(inputs.values()), tuple(second.values()))
+    assert torch.equal(y_back, selective_scan(**second, reverse=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n_channels", "groups", "n_state"), [(19, 1, 5), (48, 3, 16), (9, 1, 256)])
+def check_one_step(n_channels, groups, n_state, dtype):
+    inputs = make_inputs(3, 1, n_channels, n_state, groups, dtype=dtype)
+    before = inputs.pop("initial_state")
+    exact = {k: v.double() for k, v in inputs.items()}
+    truth, true_state = selective_scan_reference(**exact, initial_state=before.double())
+    room = torch.zeros(3, 2 * n_channels, n_state, dtype=dtype, device=DEVICE)
+    room[:, ::2] = before
+    y = selective_state_update(room[:, ::2], **{k: v[:, 0] if k in ALONG_TIME else v for k, v in inputs.items()})
+    assert relative_error(y, truth[:, 0]) < 1e-6
+    assert relative_error(room[:, ::2], true_state) < 1e-6
+    assert not room[:, 1::2].any()
+
+
+@pytest.mark.parametrize("without", [("D",), ("z",), ("D", "z", "delta_bias")])
+def check_step_checks_its_tensors(kernels, without):
+    inputs = make_inputs(2, 1, 6, 3, without=without)
+    state = inputs.pop("initial_state")
+    rows = {k: v[:, 0] if k in ALONG_TIME else v for k, v in inputs.items()}
+    arguments = [rows.get(k) for k in NAMES[:-1]]
+    again = state.clone()
+    y = kernels.update(state, *arguments, True)
+    assert torch.equal(y, selective_state_update(again, **rows))
+    assert torch.equal(state, again)
+    assert kernels.update(state.double(), *arguments, True) is None
+    with pytest.raises(ValueError, match="stride 1"):
+        kernels.update_checked(relaid(state, [0, 2, 1]), *arguments, True)
+
+
+def convolve_both(*tensors, **options):
+    """Output and gradients by the kernels and by the float64 definition."""
+    results = []
+    for wide in (False, True):
+        given: Any = [None if t is None else (t.double() if wide else t).requires_grad_() for t in tensors]
+        leaves = [t for t in given if t is not None and t.numel()]
+        if wide:
+            silu = options["activation"] == "silu"
+            rest = {k: v for k, v in options.items() if k != "activation"}
+            y = causal_conv1d_reference(*given[:3], silu=silu, initial_state=given[3], **rest)
+        else:
+            y = causal_conv1d(*given[:3], initial_state=given[3], **options)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+        results.append((y, *torch.autograd.grad(y, leaves, weights)))
+    return results
+
+
+@pytest.mark.parametrize(("activation", "reverse"), [("silu", False), ("silu", True), (None, True)])
+@pytest.mark.parametrize("width", [1, 4, 8])
+def check_convolution(width, activation, reverse):
+    generator = torch.Generator().manual_seed(width)
+    for length, given in ((3, (0, 0, 0)), (1, (1, 1, 1)), (37, (1, 1, 1))):
+        shapes = ((2, length, 70), (70, width), (70,), (2, width - 1, 70))
+        x, weight, bias, before = (torch.randn(s, generator=generator).to(DEVICE) for s in shapes)
+        bias, before = bias if given[0] else None, before if given[1] else None
+        seq_idx = (numbered(1, 2, 5, 20, length=37)[:, :length]).expand(2, length) if given[2] else None
+        options = {"activation": activation, "reverse": reverse, "seq_idx": seq_idx}
+        for a, b in zip(*convolve_both(x, weight, bias, before, **options), strict=True):
+            assert relative_error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 4])
+def check_convolution_of_one_step(width, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 70), (3, width - 1, 70), (70, width), (70,))
+    x, state, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
+    after = torch.cat([state, x[:, None]], 1)[:, 1:]
+    options = {"silu": True, "reverse": False, "initial_state": state.double()}
+    truth = causal_conv1d_reference(x[:, None].double(), weight.double(), bias.double(), **options)
+    y = causal_conv1d_update(x, state, weight, bias, activation="silu")
+    assert relative_error(y, truth[:, 0]) < 1e-6
+    assert torch.equal(state, after)
