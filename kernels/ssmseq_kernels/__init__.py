@@ -9,6 +9,7 @@ from ssmseq_kernels.scan import (
     selective_state_update,
     sequence_index,
 )
+from ssmseq_kernels.ssd import ssd_scan, ssd_state_update
 
 __all__ = [
     "available_backends",
@@ -19,4 +20,6 @@ __all__ = [
     "selective_scan",
     "selective_state_update",
     "sequence_index",
+    "ssd_scan",
+    "ssd_state_update",
 ]

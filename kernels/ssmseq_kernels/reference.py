@@ -108,6 +108,44 @@ def selective_state_update_reference(state, u, delta, A, B, C, D, z, delta_bias,
     return y[:, 0]
 
 
+def ssd_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's scan, one time step after another, in the dtype of its arguments; they are those of `ssd_scan`."""
+    n_batch, length, n_heads, n_dim = x.shape
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = F.softplus(dt, threshold=SOFTPLUS_THRESHOLD) if dt_softplus else dt
+    dt = dt.clamp(*dt_limit)
+    B, C = (t.repeat_interleave(n_heads // t.shape[2], dim=2) for t in (B, C))
+    kept = _kept(seq_idx, reverse) if seq_idx is not None else x.new_ones(n_batch, length)
+    parts = (torch.exp(dt * A) * kept.to(x.dtype)[..., None], dt[..., None] * x, B, C)
+    steps = list(zip(*(t.unbind(1) for t in parts), strict=True))
+    state = x.new_zeros(n_batch, n_heads, n_dim, B.shape[3]) if initial_state is None else initial_state
+    outputs = []
+    for decay_t, x_t, B_t, C_t in reversed(steps) if reverse else steps:
+        state = decay_t[..., None, None] * state + x_t[..., None] * B_t[..., None, :]
+        outputs.append((state * C_t[..., None, :]).sum(-1))
+    if reverse:
+        outputs.reverse()
+    y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
+    if D is not None:
+        y = y + x * (D if D.dim() == 2 else D[:, None])
+    return y if z is None else y * F.silu(z), state
+
+
 def causal_conv1d_reference(
     x: Tensor,
     weight: Tensor,

@@ -1,7 +1,24 @@
 """Blocks shared by the networks. Axis letters: B batch, L time steps or tokens, D channels, N state."""
 
+from ssmseq.nn.attention import GroupedQueryAttention
 from ssmseq.nn.bidirectional import BidirectionalMamba, SMambaEncoderLayer
+from ssmseq.nn.feed_forward import GatedMLP, MixtureOfExperts
+from ssmseq.nn.hydra import Hydra
 from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba
+from ssmseq.nn.norm import GatedRMSNorm, RMSNorm
+from ssmseq.nn.stack import ResidualStack
 
-__all__ = ["BidirectionalMamba", "Linear", "Mamba", "SMambaEncoderLayer"]
+__all__ = [
+    "BidirectionalMamba",
+    "GatedMLP",
+    "GatedRMSNorm",
+    "GroupedQueryAttention",
+    "Hydra",
+    "Linear",
+    "Mamba",
+    "MixtureOfExperts",
+    "RMSNorm",
+    "ResidualStack",
+    "SMambaEncoderLayer",
+]

@@ -84,10 +84,7 @@ class Mamba(nn.Module):
         return self._with_selection(u, z)
 
     def _with_selection(self, u: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """Derive step sizes, B and C from the convolved u, of one step or of many."""
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        return u, F.linear(dt, self.dt_proj.weight), A, B, C, self.D, z, self.dt_proj.bias
+        return select(u, z, self.x_proj, self.dt_proj, self.A_log, self.D)
 
     def forward(self, x: Tensor, cache: dict[str, Tensor] | None = None) -> Tensor:
         """Map (B, L, d_model) to (B, L, d_model).
@@ -128,3 +125,10 @@ class Mamba(nn.Module):
                 *self._with_selection(u, z), initial_state=cache.get("ssm"), return_final_state=True
             )
         return self.out_proj(y)
+
+
+def select(u: Tensor, z: Tensor, x_proj: Linear, dt_proj: Linear, A_log: Tensor, D: Tensor) -> tuple[Tensor, ...]:
+    """Derive step sizes, B and C from the convolved u, of one step or of many: the arguments of `selective_scan`."""
+    dt, B, C = x_proj(u).split([dt_proj.in_features, *[A_log.shape[1]] * 2], dim=-1)
+    A = -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+    return u, F.linear(dt, dt_proj.weight), A, B, C, D, z, dt_proj.bias
