@@ -73,6 +73,34 @@ def test_constant_mixers(isa, groups, constant, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("options", ["plain", "packed", "constant", "cut"])
+def test_states_of_one_rate(isa, options, reverse):
+    """A whose second axis is one number expanded: one exponential serves all states of a channel, as in Mamba-2."""
+    length, n_channels, n_state = (4400, 5, 3) if options == "cut" else (70, 37, 21)
+    inputs = make_inputs(1, length, n_channels, n_state)
+    inputs["A"] = inputs["A"][:, :1]
+    seq_idx = None
+    if options != "plain":
+        seq_idx = torch.zeros(1, length, dtype=torch.int32)
+        seq_idx[:, 40:] = 1
+    if options == "constant":
+        generator = torch.Generator().manual_seed(3)
+        inputs |= {k: torch.randn(n_channels, n_state, generator=generator) for k in ("B", "C")}
+    given = {"seq_idx": seq_idx, "reverse": reverse}
+
+    def scan(A, **rest):
+        return selective_scan(A=A.expand(-1, n_state), **rest, **given, return_final_state=True)
+
+    def definition(A, **rest):
+        return selective_scan_reference(A=A.expand(-1, n_state), **rest, **given)
+
+    found = run_with_gradients(scan, inputs)
+    truth = run_with_gradients(definition, {k: v.double() for k, v in inputs.items()})
+    for name, value in truth.items():
+        assert relative_error(found[name], value) < 1e-6, name
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("options", [{}, {"seq": True}, {"constant": True}])
 def test_long_and_narrow_inputs_are_cut_along_time(isa, options, reverse):
     """Few channels of a long sequence: parts of the time axis are scanned side by side and linked."""

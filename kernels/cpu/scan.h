@@ -72,6 +72,9 @@ template <class T> struct Rates {
   }
 };
 
+// Whether all states of a channel decay at one rate, as Mamba-2's do: one exponential then serves them all.
+template <class T> bool one_rate(const Scan<T>& s) { return s.N > 1 && s.A.time == 0; }
+
 template <class T>
 void load_state(const Rows& r, int64_t b, int64_t c0, int lanes, int64_t N, Vec<T>* h) {  // zero where not given
   if (r.p) return load_tile<T>(r, b, 0, static_cast<int>(N), c0, lanes, h);
@@ -169,9 +172,15 @@ struct Fetch {
 
 enum class Sweep { output, trace, carry };  // y; y with every decay and state kept; the last state alone
 
-template <class T, int NS, bool ByLane, Sweep Mode>
-SSMSEQ_INLINE void sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt, const Vec<T>* dtu,
-                         Vec<T>* y, Vec<T>* decays, Vec<T>* states, Ahead ahead) {
+// The decays of one chunk of one block, if its states share them; what follows takes them instead of `rate` and `dt`.
+template <class T> void shared_decays(const Scan<T>& s, Vec<T> rate, const Vec<T>* dt, int steps, Vec<T>* decay) {
+  for (int k = 0; k < steps && one_rate(s); ++k) decay[k] = exp2_product(dt[k], rate);
+}
+
+// States n, n + 1, ... through one chunk. If they share their decays (`Shared`), `rates` holds those, one for each step.
+template <class T, int NS, bool ByLane, bool Shared, Sweep Mode>
+SSMSEQ_INLINE void sweep(const Chunk<T>& c, int64_t n, const Vec<T>* rates, Vec<T>* h, const Vec<T>* dt,
+                         const Vec<T>* dtu, Vec<T>* y, Vec<T>* decays, Vec<T>* states, Ahead ahead) {
   using V = Vec<T>;
   V s[NS];
   SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) s[j] = h[n + j];
@@ -182,28 +191,39 @@ SSMSEQ_INLINE void sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>*
       SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) s[j] = V{};
     V acc = Mode == Sweep::carry ? V{} : y[k];
     SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
-      const V a = exp2_product(dt[k], A2[n + j]);
+      const V a = Shared ? rates[k] : exp2_product(dt[k], rates[n + j]);
       s[j] = fma(a, s[j], dtu[k] * B[j]);
       if (Mode != Sweep::carry) acc = fma(s[j], C[j], acc);
       if (Mode == Sweep::trace) {
-        decays[k * NS + j] = a;
+        if (!Shared) decays[k * NS + j] = a;
         states[k * NS + j] = s[j];
       }
     }
     if (Mode != Sweep::carry) y[k] = acc;
-    if (Mode == Sweep::trace && __builtin_expect(c.reset(k), 0))
+    if (Mode == Sweep::trace && !Shared && __builtin_expect(c.reset(k), 0))
       SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) decays[k * NS + j] = V{};
   }
   if (Mode != Sweep::trace)
     SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) h[n + j] = s[j];
 }
 
+// Calls body(by_lane, shared) with what a chunk and a scan are, known to the compiler.
+template <class T, class Body> SSMSEQ_INLINE void with_kind(const Chunk<T>& c, bool shared, const Body& body) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (c.by_lane) return shared ? body(Yes{}, Yes{}) : body(Yes{}, No{});
+  return shared ? body(No{}, Yes{}) : body(No{}, No{});
+}
+
 template <class T, Sweep Mode>
-void sweep_all(const Chunk<T>& c, int64_t N, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt, const Vec<T>* dtu,
+void sweep_all(const Scan<T>& s, const Chunk<T>& c, const Vec<T>* A2, Vec<T>* h, const Vec<T>* dt, const Vec<T>* dtu,
                Vec<T>* y, const Fetch& fetch) {
-  over_states(N, [&](auto count, int64_t n) {
-    if (c.by_lane) sweep<T, count, true, Mode>(c, n, A2, h, dt, dtu, y, nullptr, nullptr, fetch.at(n));
-    else sweep<T, count, false, Mode>(c, n, A2, h, dt, dtu, y, nullptr, nullptr, fetch.at(n));
+  Vec<T> decay[kChunk];
+  shared_decays(s, A2[0], dt, c.steps, decay);
+  with_kind(c, one_rate(s), [&](auto by_lane, auto shared) {
+    over_states(s.N, [&](auto count, int64_t n) {
+      sweep<T, count, by_lane, shared, Mode>(c, n, shared ? decay : A2, h, dt, dtu, y, nullptr, nullptr, fetch.at(n));
+    });
   });
 }
 

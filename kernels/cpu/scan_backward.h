@@ -52,6 +52,7 @@ template <class T> struct Tile {
   V gAh[kChunk];  // sum over states of adjoint * decay * previous state * A log2(e)
   V z[kChunk], gate[kChunk], dout[kChunk];
   V decays[kChunk * 4], states[kChunk * 4];
+  V decay[kChunk];  // where all states share it; zero where a sequence starts
 };
 
 // What the blocks of one task add to while in one chunk.
@@ -62,14 +63,15 @@ template <class T> struct Accumulators {
 };
 
 // NS states of one chunk: recompute decays and states, then run the adjoint from the chunk's end.
-template <class T, int NS, bool ByLane>
+template <class T, int NS, bool ByLane, bool Shared>
 SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* h,
                                  Vec<T>* adjoint, Tile<T>& tile, const Accumulators<T>& acc, double* dA,
                                  const Ahead& outputs, Ahead inputs) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
   V *decays = tile.decays, *states = tile.states;
-  sweep<T, NS, ByLane, Sweep::trace>(c, n, A2, h, tile.dt, tile.dtu, tile.y, decays, states, outputs);
+  sweep<T, NS, ByLane, Shared, Sweep::trace>(c, n, Shared ? tile.decay : A2, h, tile.dt, tile.dtu, tile.y, decays,
+                                             states, outputs);
   V lambda[NS], dAn[NS];
   SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
     lambda[j] = adjoint[n + j];
@@ -88,7 +90,7 @@ SSMSEQ_INLINE void reverse_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2,
       dC[j] = fma(dy, states[k * NS + j], dC[j]);
       dB[j] = fma(l, dtu, dB[j]);
       gB = fma(l, B[j], gB);
-      lambda[j] = l * decays[k * NS + j];
+      lambda[j] = l * (Shared ? tile.decay[k] : decays[k * NS + j]);
       const V lah = lambda[j] * previous[j];
       gAh = fma(lah, A2[n + j], gAh);
       dAn[j] = fma(lah, dt, dAn[j]);
@@ -169,10 +171,13 @@ template <class T> void backward_block(BackwardJob<T>& job, Chunk<T>& chunk, Acc
                                        const Fetch& inputs) {
   const Scan<T>& s = job.s;
   const Vec<T>* A2 = job.rates.A2.p + block * s.N;
-  over_states(s.N, [&](auto count, int64_t n) {
-    const Ahead &out = outputs.at(n), &in = inputs.at(n);
-    if (chunk.by_lane) reverse_sweep<T, count, true>(chunk, n, A2, h, adjoint, tile, acc, sums, out, in);
-    else reverse_sweep<T, count, false>(chunk, n, A2, h, adjoint, tile, acc, sums, out, in);
+  shared_decays(s, A2[0], tile.dt, chunk.steps, tile.decay);
+  for (int k = 0; k < chunk.steps; ++k)
+    if (chunk.reset(k)) tile.decay[k] = Vec<T>{};
+  with_kind(chunk, one_rate(s), [&](auto by_lane, auto shared) {
+    over_states(s.N, [&](auto count, int64_t n) {
+      reverse_sweep<T, count, by_lane, shared>(chunk, n, A2, h, adjoint, tile, acc, sums, outputs.at(n), inputs.at(n));
+    });
   });
   double* next = sums + s.N * Lane<T>::W;
   for (auto* part : {s.Bm.constant ? &acc.dB : nullptr, s.Cm.constant ? &acc.dC : nullptr}) {
@@ -244,14 +249,13 @@ template <class T> void backward_task(BackwardJob<T>& job, int64_t index) {
 }
 
 // The adjoint alone, through one chunk.
-template <class T, int NS, bool ByLane>
-SSMSEQ_INLINE void carry_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* adjoint, const Vec<T>* dt,
-                               const Vec<T>* dy) {
+template <class T, int NS, bool ByLane, bool Shared>
+SSMSEQ_INLINE void carry_sweep(const Chunk<T>& c, int64_t n, const Vec<T>* A2, Vec<T>* adjoint, const Tile<T>& tile) {
   for (int k = c.steps - 1; k >= 0; --k) {
     const Entries<T, NS, ByLane> C(c.C, n, k);
     SSMSEQ_UNROLL for (int j = 0; j < NS; ++j) {
-      const Vec<T> a = exp2_product(dt[k], A2[n + j]);
-      adjoint[n + j] = c.reset(k) ? Vec<T>{} : a * fma(dy[k], C[j], adjoint[n + j]);
+      const Vec<T> a = Shared ? tile.decay[k] : exp2_product(tile.dt[k], A2[n + j]);
+      adjoint[n + j] = c.reset(k) ? Vec<T>{} : a * fma(tile.dy[k], C[j], adjoint[n + j]);
     }
   }
 }
@@ -274,9 +278,11 @@ template <class T> void carry_back_task(BackwardJob<T>& job, int64_t index) {
         const V* A2 = job.rates.A2.p + (task.first_block + i) * s.N;
         load_block(s, b, c * kChunk, chunk.steps, task.channel(i), task.lanes(i), tile);
         chunk.read_block(task.channel(i), task.lanes(i));
-        over_states(s.N, [&](auto count, int64_t n) {
-          if (chunk.by_lane) carry_sweep<T, count, true>(chunk, n, A2, adjoint + i * s.N, tile.dt, tile.dy);
-          else carry_sweep<T, count, false>(chunk, n, A2, adjoint + i * s.N, tile.dt, tile.dy);
+        shared_decays(s, A2[0], tile.dt, chunk.steps, tile.decay);
+        with_kind(chunk, one_rate(s), [&](auto by_lane, auto shared) {
+          over_states(s.N, [&](auto count, int64_t n) {
+            carry_sweep<T, count, by_lane, shared>(chunk, n, A2, adjoint + i * s.N, tile);
+          });
         });
         for (int k = 0; k < chunk.steps; ++k) total[i] += tile.dt[k];
       }

@@ -33,7 +33,7 @@ template <class T> void carry_task(ForwardJob<T>& job, int64_t index) {
         const int64_t c0 = task.channel(i);
         load_steps<T>(s, b, c * kChunk, chunk.steps, c0, task.lanes(i), u, dt, dtu, nullptr);
         chunk.read_block(c0, task.lanes(i));
-        sweep_all<T, Sweep::carry>(chunk, s.N, job.rates.A2.p + (task.first_block + i) * s.N, h + i * s.N, dt, dtu,
+        sweep_all<T, Sweep::carry>(s, chunk, job.rates.A2.p + (task.first_block + i) * s.N, h + i * s.N, dt, dtu,
                                    nullptr, Fetch());
         for (int k = 0; k < chunk.steps; ++k) total[i] += dt[k];
       }
@@ -64,7 +64,7 @@ template <class T> void forward_block(ForwardJob<T>& job, Chunk<T>& chunk, const
   for (const Rows* r : {&s.u, &s.delta, &s.z})
     if (r->p) fetch.streams[stream++] = Ahead(T(), *r, next.b, next.t0, next.c0);
   fetch.streams[stream] = Ahead(T(), s.y, b, t0, c0);
-  sweep_all<T, Sweep::output>(chunk, s.N, A2, h, dt, dtu, y, fetch);
+  sweep_all<T, Sweep::output>(s, chunk, A2, h, dt, dtu, y, fetch);
   if (s.z.p) {
     load_tile<T>(s.z, b, t0, chunk.steps, c0, lanes, u);
     for (int k = 0; k < chunk.steps; ++k) y[k] *= u[k] * sigmoid<T>(u[k]);

@@ -3,6 +3,7 @@
 Axis letters: B batch, L time steps, D channels, N state, G groups of channels that share B and C.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -144,6 +145,72 @@ def ssd_scan_reference(
     if D is not None:
         y = y + x * (D if D.dim() == 2 else D[:, None])
     return y if z is None else y * F.silu(z), state
+
+
+def mamba3_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    trap: Tensor,
+    angles: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    initial_state: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    seq_idx: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    r"""Mamba-3's scan, one time step after another, in the dtype of its arguments; they are those of `mamba3_scan`.
+
+    Per head, with :math:`R(\theta)` turning the pairs of neighbours among the first 2 S states by their angles,
+
+    .. math::
+        \theta_t &= \theta_{t-1} + \pi \tanh(a_t) \Delta_t \mod 2 \pi, \quad
+        k_t = R(\theta_t) B_t, \quad q_t = R(\theta_t) C_t \\
+        \lambda_t &= \operatorname{sigmoid}(\text{trap}_t), \quad \alpha_t = e^{A_t \Delta_t}, \quad
+        \beta_t = (1 - \lambda_t) \Delta_t \alpha_t, \quad \gamma_t = \lambda_t \Delta_t \\
+        h_t &= \alpha_t h_{t-1} + \beta_t x_{t-1} k_{t-1}^\top + \gamma_t x_t k_t^\top \\
+        y_t &= (h_t q_t + D x_t) \odot \operatorname{silu}(z_t)
+
+    The state is :math:`(\theta, h, k, x)` of the last step; before the first, zero where not given.
+
+    References
+    ----------
+    Lahoti et al., "Mamba-3: improved sequence modeling using state space principles", arXiv 2603.15569.
+    """
+    n_batch, length, n_heads, n_dim = x.shape
+    B, C = (t.repeat_interleave(n_heads // t.shape[2], dim=2) for t in (B, C))
+    angles = angles.expand(-1, -1, n_heads, -1)
+    kept = _kept(seq_idx, False) if seq_idx is not None else x.new_ones(n_batch, length)
+    steps = zip(*(t.unbind(1) for t in (x, dt, A, B, C, trap, angles, kept.to(x.dtype))), strict=True)
+    shapes = [(n_heads, angles.shape[3]), (n_heads, n_dim, B.shape[3]), (n_heads, B.shape[3]), (n_heads, n_dim)]
+    state = [x.new_zeros(n_batch, *shape) for shape in shapes] if initial_state is None else initial_state
+    theta, h, k, x_before = state
+    outputs = []
+    for x_t, dt_t, A_t, B_t, C_t, trap_t, angles_t, kept_t in steps:
+        theta, k, x_before = (t * kept_t[:, None, None] for t in (theta, k, x_before))
+        theta = torch.remainder(theta + math.pi * torch.tanh(angles_t) * dt_t[..., None], 2 * math.pi)
+        share = torch.sigmoid(trap_t)
+        decay = torch.exp(A_t * dt_t) * kept_t[:, None]
+        h = decay[..., None, None] * h
+        h = h + ((1 - share) * dt_t * decay)[..., None, None] * x_before[..., None] * k[..., None, :]
+        k, x_before = _turned(B_t, theta), x_t
+        h = h + (share * dt_t)[..., None, None] * x_t[..., None] * k[..., None, :]
+        outputs.append((h * _turned(C_t, theta)[..., None, :]).sum(-1))
+    y = torch.stack(outputs, 1) if outputs else torch.zeros_like(x)
+    if D is not None:
+        y = y + x * (D if D.dim() == 2 else D[:, None])
+    return y if z is None else y * F.silu(z), (theta, h, k, x_before)
+
+
+def _turned(mixer: Tensor, theta: Tensor) -> Tensor:
+    """Rotate the pairs of neighbours among the first states of mixer (B, H, N) by theta (B, H, S)."""
+    turned = mixer.clone()
+    even, odd = (mixer[..., i : 2 * theta.shape[-1] : 2] for i in (0, 1))
+    turned[..., 0 : 2 * theta.shape[-1] : 2] = even * torch.cos(theta) - odd * torch.sin(theta)
+    turned[..., 1 : 2 * theta.shape[-1] : 2] = even * torch.sin(theta) + odd * torch.cos(theta)
+    return turned
 
 
 def causal_conv1d_reference(

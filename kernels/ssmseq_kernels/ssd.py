@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ssmseq_kernels import ops
 from ssmseq_kernels.reference import SOFTPLUS_THRESHOLD
+from ssmseq_kernels.scan import selective_scan
 
 CHUNK = 64  # steps
 WEIGHTS_AT_ONCE = 1 << 18  # numbers; a megabyte in float32
@@ -98,14 +99,19 @@ def ssd_scan(
     ----------
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    _check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     _check_limit(dt_limit)
     dtype = ops.arithmetic_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
-    wide: Any = [t if t is None else t.to(dtype) for t in (x, dt, A, B, C, D, z, dt_bias, initial_state)]
-    u, dt, A, B, C, D, z, dt_bias, state = wide
-    dt = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
-    y, state = _chunked(u, dt, A, B, C, state, seq_idx, reverse, return_final_state)
-    y = _skip_and_gate(y, u, D, z).to(x.dtype)
+    dt, bias = dt.to(dtype), None if dt_bias is None else dt_bias.to(dtype)
+    dt = _step_sizes(dt, bias, dt_softplus, dt_limit)
+    if has_scan(x.device):
+        y, state = _by_channel(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse)
+        return (y, state) if return_final_state else y
+    wide: Any = [t if t is None else t.to(dtype) for t in (x, A, B, C, D, z, initial_state)]
+    u, A, B, C, D, z, state = wide
+    steps = log2_decays(dt, A)
+    y, state = chunked(u * dt[..., None], steps, B, C, state, seq_idx, reverse=reverse, final=return_final_state)
+    y = skip_and_gate(y, u, D, z).to(x.dtype)
     return (y, state) if return_final_state else y
 
 
@@ -157,7 +163,7 @@ def ssd_state_update(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (state, x, dt, A, B, C, D, z)):
         raise RuntimeError("ssd_state_update works in place and has no derivative: call it under torch.no_grad()")
     rows: Any = [t if t is None else t.unsqueeze(1) for t in (x, dt, B, C, z)]
-    _check_shapes(rows[0], rows[1], A, rows[2], rows[3], D, rows[4], dt_bias, state, None)
+    check_shapes(rows[0], rows[1], A, rows[2], rows[3], D, rows[4], dt_bias, state, None)
     _check_limit(dt_limit)
     dtype = ops.arithmetic_dtype(state, x, dt, A, B, C)
     if state.dtype != dtype:
@@ -169,7 +175,24 @@ def ssd_state_update(
     B, C = (t.repeat_interleave(heads, 1) if heads > 1 else t for t in (B, C))
     state.mul_(torch.exp(dt * A)[..., None, None]).addcmul_((dt[..., None] * u)[..., None], B[:, :, None])
     y = (state @ C[..., None])[..., 0]
-    return _skip_and_gate(y, u, D, z).to(x.dtype)
+    return skip_and_gate(y, u, D, z).to(x.dtype)
+
+
+def has_scan(device: torch.device) -> bool:
+    """Whether the kernel of `selective_scan` serves the device, faster than products: the compiled one does."""
+    return device.type == "cpu" and ops.has_kernel(device)
+
+
+def _by_channel(x, dt, A, B, C, D, z, state, seq_idx, reverse) -> tuple[Tensor, Tensor]:
+    """Let `selective_scan` do it, with what a head shares repeated for its channels; its states share one rate."""
+    dim = x.shape[3]
+    delta = dt[..., None].expand(*dt.shape, dim).flatten(2)
+    rates = A.repeat_interleave(dim)[:, None].expand(-1, B.shape[3])
+    skip = D if D is None else D.flatten() if D.dim() == 2 else D.repeat_interleave(dim)
+    gate, start = (t if t is None else t.flatten(i, i + 1) for t, i in ((z, 2), (state, 1)))
+    options: Any = {"delta_softplus": False, "initial_state": start, "seq_idx": seq_idx, "reverse": reverse}
+    y, last = selective_scan(x.flatten(2), delta, rates, B, C, skip, gate, **options, return_final_state=True)
+    return y.view(x.shape), last.unflatten(1, (-1, dim))
 
 
 def _step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:
@@ -178,14 +201,35 @@ def _step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[fl
     return dt if tuple(limit) == NO_LIMIT else dt.clamp(*limit)
 
 
-def _skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    """Add D x to y, and multiply by silu(z)."""
     if D is not None:
         y = torch.addcmul(y, x, D if D.dim() == 2 else D[:, None])
     return y if z is None else y * F.silu(z)
 
 
-def _chunked(x, dt, A, B, C, state, seq_idx, reverse, final):
-    """Return y and the state after the last step, which is only found if `final`, or if there is one to start from."""
+def log2_decays(dt: Tensor, A: Tensor) -> Tensor:
+    """Return dt A / log(2) in double, (B, L, H): the logarithm to base 2 of the decay of each step."""
+    return dt.double() * (A.double() * LOG2E)
+
+
+def chunked(
+    x: Tensor,
+    steps: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None,
+    seq_idx: Tensor | None,
+    *,
+    reverse: bool = False,
+    final: bool = False,
+    strict: bool = False,
+) -> tuple[Tensor, Any]:
+    r"""Scan :math:`h_t = 2^{s_t} h_{t-1} + x_t B_t^\top, y_t = h_t C_t`.
+
+    `steps` (B, L, H) holds s in double. `strict` leaves out of :math:`y_t` what step t itself adds. The state after the
+    last step is only found if `final`, or if there is one to start from, or more than one chunk.
+    """
     n_batch, length, n_heads, n_dim = x.shape
     groups, n_state = B.shape[2:]
     if not x.numel() or not n_state:
@@ -194,13 +238,15 @@ def _chunked(x, dt, A, B, C, state, seq_idx, reverse, final):
     n_chunks = -(-length // chunk)
     pad = n_chunks * chunk - length
     numbers = None if seq_idx is None else _numbers(seq_idx, pad).view(n_batch, n_chunks, chunk)
-    if pad:  # steps of size zero, which change nothing
-        x, dt, B, C = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad)) for t in (x, dt, B, C))
-    sums = _sums(dt, A, n_chunks, reverse)
-    x = (x * dt[..., None]).view(n_batch, n_chunks, chunk, n_heads, n_dim)
+    if pad:  # steps that neither decay nor add
+        x, steps, B, C = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad)) for t in (x, steps, B, C))
+    sums = _sums(steps.view(n_batch, n_chunks, chunk, n_heads), reverse)
+    x = x.view(n_batch, n_chunks, chunk, n_heads, n_dim)
     B, C = (t.reshape(n_batch, n_chunks, chunk, groups, n_state) for t in (B, C))
 
     scores = torch.einsum("bcign,bcjgn->bcgij", C, B)
+    if strict:
+        scores = scores.triu(1) if reverse else scores.tril(-1)
     y = _Within.apply(scores, sums, numbers, x, reverse)
     if n_chunks > 1 or state is not None or final:
         by_group = (n_batch, n_chunks, chunk, groups, -1)  # heads of a group side by side: one wide product for all
@@ -217,9 +263,8 @@ def _numbers(seq_idx: Tensor, pad: int) -> Tensor:
     return torch.cat([numbers, numbers[:, -1:].expand(-1, pad)], 1)
 
 
-def _sums(dt: Tensor, A: Tensor, n_chunks: int, reverse: bool) -> Tensor:
-    """Sums of dt A / log(2) within each chunk, up to and with each step in the order of the scan: (B, chunks, Q, H)."""
-    steps = (dt.double() * (A.double() * LOG2E)).view(dt.shape[0], n_chunks, -1, dt.shape[2])
+def _sums(steps: Tensor, reverse: bool) -> Tensor:
+    """Sums within each chunk, up to and with each step in the order of the scan: (B, chunks, Q, H)."""
     return steps.flip(2).cumsum(2).flip(2) if reverse else steps.cumsum(2)
 
 
@@ -326,7 +371,8 @@ def _weights(part, reverse: bool) -> tuple[Tensor, Tensor]:
     return (decayed.unflatten(1, (scores.shape[1], -1)) * scores[:, :, None]).flatten(1, 2), decayed
 
 
-def _check_shapes(x, dt, A, B, C, D, z, dt_bias, state, seq_idx) -> None:
+def check_shapes(x, dt, A, B, C, D, z, dt_bias, state, seq_idx) -> None:
+    """Raise ValueError or TypeError for what does not fit the shapes of x and B; None fits."""
     if x.dim() != 4 or B.dim() != 4:
         raise ValueError(f"x must be (B, L, H, P) and B (B, L, G, N); got {tuple(x.shape)} and {tuple(B.shape)}")
     n_batch, length, n_heads, n_dim = x.shape
