@@ -24,7 +24,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
-from ssmseq_kernels import cuda, triton_conv, triton_scan, triton_scan_backward, triton_update
+from ssmseq_kernels import (
+    cuda,
+    triton_conv,
+    triton_scan,
+    triton_scan_backward,
+    triton_ssd,
+    triton_ssd_backward,
+    triton_update,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -35,12 +43,15 @@ TARGETS = {
 BUDGET = Path(__file__).with_name("offline_budget.json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SLACK = 1.05
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
+TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
 KERNELS = {
     triton_scan: ("forward_kernel", "ends_kernel", "link_kernel"),
     triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel"),
     triton_update: ("update_kernel",),
     triton_conv: ("conv_kernel", "transposed_kernel", "step_kernel"),
+    triton_ssd: ("states_kernel", "pass_kernel", "output_kernel"),
+    triton_ssd_backward: ("head_kernel", "group_kernel"),
 }
 BF16 = torch.bfloat16
 CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and what differs from float32 with everything
@@ -55,6 +66,12 @@ CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and wha
     **{f"states-{n}-bf16": {"shape": (8, 4096, 2048, n), "dtype": BF16} for n in (1, 8, 32, 64, 128, 256)},
     "conv-bf16": {"shape": (8, 4096, 2048, 4), "dtype": BF16, "conv": True},
     "conv-packed-fp32": {"shape": (8, 4096, 2048, 4), "packed": True, "conv": True},
+    # batch, length, heads, channels of a head, groups, states
+    "ssd-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16},
+    "ssd-fp32": {"shape": (4, 4096, 32, 64, 1, 128)},
+    "ssd-packed-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16, "packed": True},
+    "ssd-groups-bf16": {"shape": (4, 4096, 32, 64, 8, 64), "dtype": BF16},
+    "ssd-groups-fp32": {"shape": (4, 4096, 32, 64, 8, 64)},
 }
 
 
@@ -148,6 +165,21 @@ def run_conv(shape, dtype=torch.float32, packed=False) -> None:
         cuda.conv_update(x[:, 0], before, weight, bias, True)
 
 
+def run_ssd(shape, dtype=torch.float32, packed=False) -> None:
+    """Call the launchers of Mamba-2's scan, forward and backward."""
+    n_batch, length, heads, dim, groups, n_state = shape
+
+    def meta(*sizes, kind=torch.float32):
+        return torch.empty(*sizes, dtype=kind, device="meta", requires_grad=True)
+
+    x, dt, A = meta(n_batch, length, heads, dim, kind=dtype), meta(n_batch, length, heads), meta(heads)
+    B, C = (meta(n_batch, length, groups, n_state, kind=dtype) for _ in range(2))
+    state = meta(n_batch, heads, dim, n_state)
+    numbers = torch.empty(n_batch, length, dtype=torch.int64, device="meta") if packed else None
+    y, final = triton_ssd.ssd_chunked(x, dt, A, B, C, state, numbers, False, True)
+    torch.autograd.grad([y, final], [x], [torch.empty_like(y), torch.empty_like(state)])
+
+
 def launches(name: str) -> list[tuple]:
     """What the launchers would launch for a case."""
     noted: list[tuple] = []
@@ -156,7 +188,10 @@ def launches(name: str) -> list[tuple]:
     try:
         for module, kernel, original in originals:
             setattr(module, kernel, Recorder(original, noted))
-        run_conv(**{k: v for k, v in case.items() if k != "conv"}) if case.get("conv") else run_scan(**case)
+        if len(case["shape"]) == 6:
+            run_ssd(**case)
+        else:
+            run_conv(**{k: v for k, v in case.items() if k != "conv"}) if case.get("conv") else run_scan(**case)
     finally:
         for module, kernel, original in originals:
             setattr(module, kernel, original)

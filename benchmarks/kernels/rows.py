@@ -7,14 +7,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ssmseq_kernels
-from ssmseq_kernels import cpu
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
@@ -25,11 +24,18 @@ FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx51
 
 
 class Rows:
-    """Rows of one file, and the facts that every new row shares."""
+    """Rows of one file, and the facts that every new row shares; a row for which `forget` is true is not known."""
 
-    def __init__(self, path: Path, common: dict[str, Any], *, again: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        common: dict[str, Any],
+        *,
+        again: bool = False,
+        forget: Callable[[dict[str, Any]], bool] = lambda row: False,
+    ):
         self.path, self.common = path, common
-        self.known = set() if again else {_key(row) for row in read(path)}
+        self.known = set() if again else {_key(row) for row in read(path) if not forget(row)}
 
     def has(self, cell: dict[str, Any]) -> bool:
         """Whether the file held this cell when it was opened, or it has been added since."""
@@ -69,19 +75,35 @@ def of_one_origin(path: Path) -> list[dict[str, Any]]:
 
 
 def common_facts() -> dict[str, Any]:
-    """Hardware, versions and command, for every row."""
+    """Hardware, versions and command, for every row measured on a CPU."""
+    from ssmseq_kernels import cpu  # only here: GPUs are measured without the compiled module, too
+
     info = _cpuinfo()
     return {
-        "commit": revision(),
         "build": _digest(Path(cpu._cpu.__file__).read_bytes()),
         "processor": info.get("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in FLAGS if flag in (info.get("flags") or info.get("Features") or "").split()],
         "cores": os.cpu_count(),
-        "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "kernel": ssmseq_kernels.available_backends()["cpu"],
+        **software_facts(),
+    }
+
+
+def software_facts() -> dict[str, Any]:
+    """Commit, version of torch and command, for every row."""
+    return {
+        "commit": revision(),
+        "torch": torch.__version__,
         "command": " ".join(["python", *(os.path.relpath(a, ROOT) if Path(a).is_file() else a for a in sys.argv)]),
     }
+
+
+def sources_digest() -> str:
+    """Return a digest of the sources of the GPU kernels, which holds where there is no git as well."""
+    folder = Path(ssmseq_kernels.__file__).parent
+    paths = [folder / "cuda.py", *sorted(folder.glob("triton_*.py"))]
+    return _digest(b"".join(path.read_bytes() for path in paths))
 
 
 def revision() -> str:
