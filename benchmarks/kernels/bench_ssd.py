@@ -6,8 +6,8 @@ All methods run in turn in one process; medians of process CPU time on one threa
 CPU gets, the compiled scan; `products` is the chunked form that other devices get. Rivals: the minimal chunked form of
 the Mamba-2 paper, written for this benchmark in torch; the loop over time that defines the scan; and a whole Mamba-2
 block beside the slow path of transformers with the same weights. The rate is that of a 1024 x 1024 product of torch,
-measured in the same turns; the work counted is that of the dense chunked form with chunks of 64. One row per cell goes to
-benchmarks/results/kernels_ssd.jsonl.
+measured in the same turns; the work counted is that of the dense chunked form with chunks of 64. One row per cell goes
+to benchmarks/results/kernels_ssd.jsonl.
 """
 
 import argparse
