@@ -3,20 +3,26 @@
 from ssmseq.nn.attention import GroupedQueryAttention
 from ssmseq.nn.bidirectional import BidirectionalMamba, SMambaEncoderLayer
 from ssmseq.nn.feed_forward import GatedMLP, MixtureOfExperts
+from ssmseq.nn.caduceus import CaduceusNetwork
 from ssmseq.nn.hydra import Hydra
+from ssmseq.nn.language_model import LanguageModelNetwork
 from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba
+from ssmseq.nn.mamba2 import Mamba2
 from ssmseq.nn.norm import GatedRMSNorm, RMSNorm
 from ssmseq.nn.stack import ResidualStack
 
 __all__ = [
     "BidirectionalMamba",
+    "CaduceusNetwork",
     "GatedMLP",
     "GatedRMSNorm",
     "GroupedQueryAttention",
     "Hydra",
+    "LanguageModelNetwork",
     "Linear",
     "Mamba",
+    "Mamba2",
     "MixtureOfExperts",
     "RMSNorm",
     "ResidualStack",
