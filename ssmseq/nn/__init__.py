@@ -2,8 +2,8 @@
 
 from ssmseq.nn.attention import GroupedQueryAttention
 from ssmseq.nn.bidirectional import BidirectionalMamba, SMambaEncoderLayer
-from ssmseq.nn.feed_forward import GatedMLP, MixtureOfExperts
 from ssmseq.nn.caduceus import CaduceusNetwork
+from ssmseq.nn.feed_forward import GatedMLP, MixtureOfExperts
 from ssmseq.nn.hydra import Hydra
 from ssmseq.nn.language_model import LanguageModelNetwork
 from ssmseq.nn.linear import Linear
