@@ -93,13 +93,14 @@ def mamba3_scan(
     ----------
     Lahoti et al., "Mamba-3: improved sequence modeling using state space principles", arXiv 2603.15569.
     """
-    _check_shapes(x, dt, A, B, C, trap, angles, D, z, initial_state, seq_idx)
+    _check_shapes(x, dt, A, B, C, trap, angles, z, D=D, state=initial_state, seq_idx=seq_idx)
     dtype = ops.arithmetic_dtype(x, dt, A, B, C, trap, angles, D, z, *(initial_state or ())[1:])
     steps = ssd.log2_decays(dt, A)
     turned = _angles(angles, dt, None if initial_state is None else initial_state[0], seq_idx)
     wide: Any = [t if t is None else t.to(dtype) for t in (x, dt, B, C, trap, D, z)]
     u, dt, B, C, trap, D, z = wide
-    k, q = _rotate(B, turned), _rotate(C, turned)
+    turns = torch.cos(turned).to(dtype), torch.sin(turned).to(dtype)
+    k, q = _rotate(B, *turns), _rotate(C, *turns)
 
     own, before = torch.sigmoid(trap) * dt, torch.sigmoid(-trap) * dt
     h = None
@@ -107,7 +108,8 @@ def mamba3_scan(
         h, k_before, x_before = (t.to(dtype) for t in initial_state[1:])
         if x.shape[1]:
             h = h + (before[:, 0, :, None] * x_before)[..., None] * k_before[:, :, None]
-    later = _later(before, seq_idx)
+    # Where the next step begins another sequence, no output reads the sum g that its weight goes into.
+    later = F.pad(before[:, 1:], (0, 0, 0, 1))
     y, h = ssd.chunked(u * (own + later)[..., None], steps, k, q, h, seq_idx, final=return_final_state, strict=True)
     same = (B * C).sum(-1).repeat_interleave(x.shape[2] // B.shape[2], 2)  # of q and k, too: one rotation turned both
     y = ssd.skip_and_gate(y + (own * same)[..., None] * u, u, D, z).to(x.dtype)
@@ -159,17 +161,18 @@ def mamba3_state_update(
     given = (*state, x, dt, A, B, C, trap, angles, D, z)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         raise RuntimeError("mamba3_state_update works in place and has no derivative: call it under torch.no_grad()")
-    x_row, dt_row, *rows = (t if t is None else t.unsqueeze(1) for t in (x, dt, A, B, C, trap, angles, z))
-
+    row: Any = [t if t is None else t.unsqueeze(1) for t in (x, dt, A, B, C, trap, angles, z)]
+    _check_shapes(*row, D=D, state=state, seq_idx=None)
     theta, h, k_before, x_before = state
     dtype = ops.arithmetic_dtype(*state[1:], x, dt, A, B, C, trap, angles)
     found = [t.dtype for t in state[1:]]
     if any(t != dtype for t in found):
         raise TypeError(f"h, k and x must be of the dtype of the arithmetic, {dtype}, to be changed in place: {found}")
-    theta.copy_(_angles(rows[6], rows[1], theta, None)[:, 0].remainder_(2 * math.pi))
+    theta.copy_(_angles(angles.unsqueeze(1), dt.unsqueeze(1), theta, None)[:, 0].remainder(2 * math.pi))
     wide: Any = [t if t is None else t.to(dtype) for t in (x, dt, A, B, C, trap, D, z)]
     u, dt, A, B, C, trap, D, z = wide
-    k, q = _rotate(B, theta), _rotate(C, theta)
+    turns = torch.cos(theta).to(dtype), torch.sin(theta).to(dtype)
+    k, q = _rotate(B, *turns), _rotate(C, *turns)
     before = (torch.sigmoid(-trap) * dt)[..., None] * x_before
     h.addcmul_(before[..., None], k_before[:, :, None]).mul_(torch.exp(dt * A)[..., None, None])
     h.addcmul_(((torch.sigmoid(trap) * dt)[..., None] * u)[..., None], k[:, :, None])
@@ -183,29 +186,16 @@ def _angles(angles: Tensor, dt: Tensor, before: Tensor | None, seq_idx: Tensor |
     turned = (math.pi * torch.tanh(angles.double()) * dt.double()[..., None]).cumsum(1)
     if seq_idx is not None and turned.shape[1]:
         start = torch.zeros_like(turned[:, :1]) if before is None else -before.double()[:, None]
-        at = torch.arange(turned.shape[1], device=turned.device)
-        first = torch.where(_continues(seq_idx), 0, at).cummax(1).values  # step that the sequence of each began with
+        begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+        first = (begins * torch.arange(turned.shape[1], device=turned.device)).cummax(1).values
         index = first[..., None, None].expand(turned.shape)
         return turned - torch.cat([start, turned[:, :-1]], 1).gather(1, index)
     return turned if before is None else turned + before.double()[:, None]
 
 
-def _continues(seq_idx: Tensor) -> Tensor:
-    """Whether a step goes on with the sequence of the step before it, (B, L); the first does with the state's."""
-    return F.pad(seq_idx[:, 1:] == seq_idx[:, :-1], (1, 0), value=True)
-
-
-def _later(before: Tensor, seq_idx: Tensor | None) -> Tensor:
-    """Weight that the next step of the same sequence gives to the input of each, (B, L, H)."""
-    if seq_idx is not None and before.shape[1]:
-        before = before * _continues(seq_idx)[..., None]
-    return F.pad(before[:, 1:], (0, 0, 0, min(before.shape[1], 1)))
-
-
-def _rotate(mixer: Tensor, theta: Tensor) -> Tensor:
-    """Turn the pairs of neighbours among the first 2 S of mixer (..., G, N) by theta (..., H, S), to (..., H, N)."""
-    heads, pairs = theta.shape[-2:]
-    cosine, sine = torch.cos(theta).to(mixer.dtype), torch.sin(theta).to(mixer.dtype)
+def _rotate(mixer: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the pairs of neighbours among the first 2 S of mixer (..., G, N), for each of H heads, to (..., H, N)."""
+    heads, pairs = cosine.shape[-2:]
     mixer = mixer.repeat_interleave(heads // mixer.shape[-2], -2)
     even, odd = mixer[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1)
@@ -217,14 +207,15 @@ def _final_state(turned: Tensor, h: Tensor, k: Tensor, x: Tensor, initial: State
     if turned.shape[1]:
         return turned[:, -1].remainder(2 * math.pi), h, k[:, -1].clone(), x[:, -1].clone()
     if initial is not None:
-        return initial[0].double().remainder(2 * math.pi), h, initial[2].to(h.dtype), initial[3].to(h.dtype)
+        k, x = (t.to(h.dtype, copy=True) for t in initial[2:])
+        return initial[0].double().remainder(2 * math.pi), h.clone(), k, x
     n_batch, _, n_heads, n_dim = x.shape
     sizes = turned.shape[3], k.shape[3], n_dim
     theta, k, x = (x.new_zeros(n_batch, n_heads, size) for size in sizes)
     return theta.double(), h, k, x
 
 
-def _check_shapes(x, dt, A, B, C, trap, angles, D, z, state, seq_idx) -> None:
+def _check_shapes(x, dt, A, B, C, trap, angles, z, *, D, state, seq_idx) -> None:
     if state is not None and len(state) != 4:
         raise ValueError(f"the state must be the angles, h, k and x of the step before, got {len(state)} parts")
     ssd.check_shapes(x, dt, None, B, C, D, z, None, None if state is None else state[1], seq_idx)

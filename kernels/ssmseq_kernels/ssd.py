@@ -213,18 +213,7 @@ def log2_decays(dt: Tensor, A: Tensor) -> Tensor:
     return dt.double() * (A.double() * LOG2E)
 
 
-def chunked(
-    x: Tensor,
-    steps: Tensor,
-    B: Tensor,
-    C: Tensor,
-    state: Tensor | None,
-    seq_idx: Tensor | None,
-    *,
-    reverse: bool = False,
-    final: bool = False,
-    strict: bool = False,
-) -> tuple[Tensor, Any]:
+def chunked(x, steps, B, C, state, seq_idx, *, reverse=False, final=False, strict=False) -> tuple[Tensor, Any]:
     r"""Scan :math:`h_t = 2^{s_t} h_{t-1} + x_t B_t^\top, y_t = h_t C_t`.
 
     `steps` (B, L, H) holds s in double. `strict` leaves out of :math:`y_t` what step t itself adds. The state after the

@@ -9,6 +9,7 @@ from ssmseq.nn.language_model import LanguageModelNetwork
 from ssmseq.nn.linear import Linear
 from ssmseq.nn.mamba import Mamba
 from ssmseq.nn.mamba2 import Mamba2
+from ssmseq.nn.mamba3 import Mamba3
 from ssmseq.nn.norm import GatedRMSNorm, RMSNorm
 from ssmseq.nn.stack import ResidualStack
 
@@ -23,6 +24,7 @@ __all__ = [
     "Linear",
     "Mamba",
     "Mamba2",
+    "Mamba3",
     "MixtureOfExperts",
     "RMSNorm",
     "ResidualStack",
