@@ -40,6 +40,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+READ_SHARED = ("sm_90", "sm_100")  # as triton_ssd.reads_shared finds on a GPU
 BUDGET = Path(__file__).with_name("offline_budget.json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SLACK = 1.05
@@ -72,6 +73,7 @@ CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and wha
     "ssd-packed-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16, "packed": True},
     "ssd-groups-bf16": {"shape": (4, 4096, 32, 64, 8, 64), "dtype": BF16},
     "ssd-groups-fp32": {"shape": (4, 4096, 32, 64, 8, 64)},
+    "ssd-fp16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": torch.float16},
 }
 
 
@@ -176,18 +178,20 @@ def run_ssd(shape, dtype=torch.float32, packed=False) -> None:
     B, C = (meta(n_batch, length, groups, n_state, kind=dtype) for _ in range(2))
     state = meta(n_batch, heads, dim, n_state)
     numbers = torch.empty(n_batch, length, dtype=torch.int64, device="meta") if packed else None
-    y, final = triton_ssd.ssd_chunked(x, dt, A, B, C, state, numbers, False, True)
-    torch.autograd.grad([y, final], [x], [torch.empty_like(y), torch.empty_like(state)])
+    results: Any = triton_ssd.ssd_chunked(x, dt, A, B, C, state, numbers, False, True)
+    torch.autograd.grad(results, x, [torch.empty_like(t) for t in results])
 
 
-def launches(name: str) -> list[tuple]:
+def launches(name: str, arch: str) -> list[tuple]:
     """What the launchers would launch for a case."""
     noted: list[tuple] = []
     originals = [(module, kernel, getattr(module, kernel)) for module, names in KERNELS.items() for kernel in names]
+    originals.append((triton_ssd, "reads_shared", triton_ssd.reads_shared))
     case = dict(CASES[name])
     try:
         for module, kernel, original in originals:
             setattr(module, kernel, Recorder(original, noted))
+        triton_ssd.reads_shared = lambda device: arch in READ_SHARED
         if len(case["shape"]) == 6:
             run_ssd(**case)
         else:
@@ -251,9 +255,9 @@ def measure(arch: str, kernel, values: dict[str, Any], options: dict[str, Any]) 
 def all_measurements(archs: list[str], cases: list[str]) -> Iterator[tuple[str, dict[str, int]]]:
     """Key and figures of every kernel of every case on every architecture."""
     for name in cases:
-        noted = launches(name)
-        names = [kernel.fn.__name__ for kernel, _, _ in noted]
         for arch in archs:
+            noted = launches(name, arch)
+            names = [kernel.fn.__name__ for kernel, _, _ in noted]
             for i, (kernel, values, options) in enumerate(noted):
                 again = names[:i].count(names[i])
                 key = f"{name} {names[i]}{f'#{again + 1}' if again else ''} {arch}"

@@ -107,11 +107,16 @@ def ssd_scan(
     if has_scan(x.device):
         y, state = _by_channel(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse)
         return (y, state) if return_final_state else y
-    wide: Any = [t if t is None else t.to(dtype) for t in (x, A, B, C, D, z, initial_state)]
-    u, A, B, C, D, z, state = wide
-    steps = log2_decays(dt, A)
-    y, state = chunked(u * dt[..., None], steps, B, C, state, seq_idx, reverse=reverse, final=return_final_state)
-    y = skip_and_gate(y, u, D, z).to(x.dtype)
+    if has_tiles(x.device) and dtype != torch.float64:
+        y, state = _by_tiles(x, dt, A, B, C, initial_state, seq_idx, reverse, return_final_state)
+        y = y.to(dtype)
+    else:
+        wide: Any = [t if t is None else t.to(dtype) for t in (x, A, B, C, initial_state)]
+        u, rates, wide_B, wide_C, state = wide
+        steps, options = log2_decays(dt, rates), {"reverse": reverse, "final": return_final_state}
+        y, state = chunked(u * dt[..., None], steps, wide_B, wide_C, state, seq_idx, **options)
+    D, z = (t if t is None else t.to(dtype) for t in (D, z))
+    y = skip_and_gate(y, x.to(dtype), D, z).to(x.dtype)
     return (y, state) if return_final_state else y
 
 
@@ -181,6 +186,19 @@ def ssd_state_update(
 def has_scan(device: torch.device) -> bool:
     """Whether the kernel of `selective_scan` serves the device, faster than products: the compiled one does."""
     return device.type == "cpu" and ops.has_kernel(device)
+
+
+def has_tiles(device: torch.device) -> bool:
+    """Whether the Triton kernels serve the device."""
+    return device.type == "cuda" and ops.has_kernel(device)
+
+
+def _by_tiles(x, dt, A, B, C, state, seq_idx, reverse, final) -> tuple[Tensor, Any]:
+    """Let the Triton kernels do it; they are imported with the first tensor on a GPU."""
+    from ssmseq_kernels.triton_ssd import ssd_chunked
+
+    numbers = None if seq_idx is None else _numbers(seq_idx, 0)
+    return ssd_chunked(x, dt, A, B, C, state, numbers, reverse, final)
 
 
 def _by_channel(x, dt, A, B, C, D, z, state, seq_idx, reverse) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,309 @@
+"""Gradients of Mamba-2's scan in Triton: all of a chunk's gradients from its inputs and two states.
+
+The states that enter the chunks are found again, the adjoints of those that leave them alike; with both at hand, chunks
+know nothing of each other. One kernel takes each head for itself and finds the gradients of x, of the step sizes and of
+their sums over time; another takes the heads of a group one after the other, for B and C.
+
+The derivative of a sum over time up to a step is a difference, what flows to the step (a row) minus what flows from it
+(a column), whose sums over later steps cancel. So it is taken in double, without the diagonal, which is in both.
+"""
+
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false
+# The language of the kernels is not the Python that a type checker knows.
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssmseq_kernels import triton_common as common
+from ssmseq_kernels.triton_common import LN2
+from ssmseq_kernels.triton_ssd import Chunks, block
+from ssmseq_kernels.triton_ssd_forward import UNSPECIALIZED, decays_at, decays_between, fetch, locate, put
+
+PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors; with fewer, the heads of a group are shared out
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def head_kernel(
+    x,
+    dt,
+    sums,
+    B,
+    C,
+    numbers,
+    grad,
+    entering,
+    leaving,
+    dx,
+    ddt,
+    dsums,
+    sx,
+    sdt,
+    sB,
+    sC,
+    number_strides,
+    sg,
+    sdx,
+    sddt,
+    length,
+    n_chunks,
+    n_heads,
+    n_dim,
+    n_state,
+    heads,
+    LINKED: tl.constexpr,
+    EXACT: tl.constexpr,
+    HAS_SEQ: tl.constexpr,
+    REVERSE: tl.constexpr,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    Q: tl.constexpr,
+    DIMS: tl.constexpr,
+    STATES: tl.constexpr,
+    ALL_DIMS: tl.constexpr,
+    ALL_STATES: tl.constexpr,
+):
+    """Find the gradients of x, dt and the sums of one chunk of one head."""
+    piece = tl.program_id(0)
+    batch, chunk, head = locate(piece, n_chunks, n_heads)
+    group = head // heads
+    steps = tl.arange(0, Q)
+    left = length - chunk * Q
+    line = ((batch * n_heads + head) * n_chunks + chunk) * Q
+    sums += line
+    own = (numbers + batch * number_strides[0], number_strides[1])
+    B += batch * sB[0] + chunk * Q * sB[1] + group * sB[2]
+    C += batch * sC[0] + chunk * Q * sC[1] + group * sC[2]
+    x += batch * sx[0] + chunk * Q * sx[1] + head * sx[2]
+    grad += batch * sg[0] + chunk * Q * sg[1] + head * sg[2]
+    dx += batch * sdx[0] + chunk * Q * sdx[1] + head * sdx[2]
+    size = tl.full([], 0, tl.int64) + n_dim * n_state
+    entering += piece * size
+    leaving += piece * size
+    dt += batch * sdt[0] + chunk * Q * sdt[1] + head * sdt[2]
+    sizes = tl.load(dt + steps * sdt[1], mask=steps < left, other=0.0).to(tl.float32)
+    from_start, to_end, across = decays_at(sums, own, steps, chunk, length, HAS_SEQ, REVERSE, Q)
+
+    scores = tl.zeros([Q, Q], tl.float32)
+    for first in range(0, ALL_STATES, STATES):
+        n = first + tl.arange(0, STATES)
+        leaves = fetch(C, steps, n, (sC[1], sC[3]), left, n_state).to(KIND)
+        enters = fetch(B, steps, n, (sB[1], sB[3]), left, n_state).to(KIND)
+        scores = tl.dot(leaves, tl.trans(enters), scores, input_precision=PRECISION)
+    scores *= decays_between(sums, own, steps, steps, chunk, length, EXACT, HAS_SEQ, REVERSE, Q)
+
+    flows = tl.zeros([Q, Q], tl.float32)
+    grad_dt = tl.zeros([Q], tl.float32)
+    arrived = tl.zeros([Q], tl.float32)
+    departed = tl.zeros([Q], tl.float32)
+    passed = tl.zeros([DIMS], tl.float32)
+    for first_dim in range(0, ALL_DIMS, DIMS):
+        p = first_dim + tl.arange(0, DIMS)
+        dy = fetch(grad, steps, p, (sg[1], sg[3]), left, n_dim).to(KIND)
+        u = fetch(x, steps, p, (sx[1], sx[3]), left, n_dim).to(KIND)
+        flows = tl.dot(dy, tl.trans(u), flows, input_precision=PRECISION)
+        value = tl.zeros([Q, DIMS], tl.float32)
+        if LINKED:
+            before = tl.zeros([Q, DIMS], tl.float32)
+            for first in range(0, ALL_STATES, STATES):
+                n = first + tl.arange(0, STATES)
+                state = fetch(entering, p, n, (n_state, 1), n_dim, n_state)
+                adjoint = fetch(leaving, p, n, (n_state, 1), n_dim, n_state)
+                passed += tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), axis=1)
+                leaves = fetch(C, steps, n, (sC[1], sC[3]), left, n_state).to(KIND)
+                enters = fetch(B, steps, n, (sB[1], sB[3]), left, n_state).to(KIND)
+                before = tl.dot(leaves, tl.trans(state.to(KIND)), before, input_precision=PRECISION)
+                value = tl.dot(enters, tl.trans(adjoint.to(KIND)), value, input_precision=PRECISION)
+            value *= to_end[:, None]
+            arrived += tl.sum(dy.to(tl.float32) * before, axis=1)
+            departed += tl.sum(u.to(tl.float32) * value, axis=1)
+        value = tl.dot(tl.trans(scores.to(KIND)), dy, value, input_precision=PRECISION)
+        grad_dt += tl.sum(u.to(tl.float32) * value, axis=1)
+        put(dx, value * sizes[:, None], steps, p, (sdx[1], sdx[3]), left, n_dim)
+    ddt += batch * sddt[0] + chunk * Q * sddt[1] + head * sddt[2]
+    tl.store(ddt + steps * sddt[1], grad_dt.to(ddt.dtype.element_ty), mask=steps < left)
+
+    flows = tl.where(steps[:, None] == steps[None, :], 0.0, flows * scores * sizes[None, :])
+    if EXACT:
+        result = tl.sum(flows.to(tl.float64), axis=1) - tl.sum(flows.to(tl.float64), axis=0)
+    else:
+        result = (tl.sum(flows, axis=1) - tl.sum(flows, axis=0)).to(tl.float64)
+    if LINKED:
+        departed = (departed * sizes).to(tl.float64)
+        last = 0 if REVERSE else Q - 1
+        whole = tl.sum(departed, axis=0) + across * tl.sum(passed.to(tl.float64), axis=0)
+        result += (arrived * from_start).to(tl.float64) - departed + tl.where(steps == last, whole, 0.0)
+    tl.store(dsums + line + steps, result * LN2)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def group_kernel(
+    x,
+    dt,
+    sums,
+    B,
+    C,
+    numbers,
+    grad,
+    entering,
+    leaving,
+    dB,
+    dC,
+    sx,
+    sdt,
+    sB,
+    sC,
+    number_strides,
+    sg,
+    sdB,
+    sdC,
+    length,
+    n_chunks,
+    n_heads,
+    n_dim,
+    n_state,
+    heads,
+    shares,
+    per_share,
+    LINKED: tl.constexpr,
+    EXACT: tl.constexpr,
+    HAS_SEQ: tl.constexpr,
+    REVERSE: tl.constexpr,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    Q: tl.constexpr,
+    DIMS: tl.constexpr,
+    STATES: tl.constexpr,
+    ALL_DIMS: tl.constexpr,
+):
+    """Find the gradients of B and C of one chunk and a block of states, from a share of the heads of a group."""
+    blocks = tl.cdiv(n_state, STATES)
+    n = tl.program_id(0) % blocks * STATES + tl.arange(0, STATES)
+    row = tl.program_id(0) // blocks
+    share, row = row % shares, row // shares
+    batch, chunk, group = locate(row, n_chunks, n_heads // heads)
+    steps = tl.arange(0, Q)
+    left = length - chunk * Q
+    own = (numbers + batch * number_strides[0], number_strides[1])
+    x += batch * sx[0] + chunk * Q * sx[1]
+    grad += batch * sg[0] + chunk * Q * sg[1]
+    dt += batch * sdt[0] + chunk * Q * sdt[1]
+    size = tl.full([], 0, tl.int64) + n_dim * n_state
+
+    flows = tl.zeros([Q, Q], tl.float32)
+    into_B = tl.zeros([Q, STATES], tl.float32)
+    into_C = tl.zeros([Q, STATES], tl.float32)
+    begin = share * per_share
+    for k in range(begin, tl.minimum(begin + per_share, heads)):
+        head = tl.full([], 0, tl.int64) + group * heads + k
+        piece = (batch * n_chunks + chunk) * n_heads + head
+        here = sums + ((batch * n_heads + head) * n_chunks + chunk) * Q
+        sizes = tl.load(dt + head * sdt[2] + steps * sdt[1], mask=steps < left, other=0.0).to(tl.float32)
+        from_start, to_end, _across = decays_at(here, own, steps, chunk, length, HAS_SEQ, REVERSE, Q)
+        flow = tl.zeros([Q, Q], tl.float32)
+        for first_dim in range(0, ALL_DIMS, DIMS):
+            p = first_dim + tl.arange(0, DIMS)
+            dy = fetch(grad + head * sg[2], steps, p, (sg[1], sg[3]), left, n_dim).to(KIND)
+            u = fetch(x + head * sx[2], steps, p, (sx[1], sx[3]), left, n_dim).to(KIND)
+            flow = tl.dot(dy, tl.trans(u), flow, input_precision=PRECISION)
+            if LINKED:
+                state = fetch(entering + piece * size, p, n, (n_state, 1), n_dim, n_state).to(KIND)
+                adjoint = fetch(leaving + piece * size, p, n, (n_state, 1), n_dim, n_state).to(KIND)
+                dy = (dy.to(tl.float32) * from_start[:, None]).to(KIND)
+                u = (u.to(tl.float32) * (to_end * sizes)[:, None]).to(KIND)
+                into_C = tl.dot(dy, state, into_C, input_precision=PRECISION)
+                into_B = tl.dot(u, adjoint, into_B, input_precision=PRECISION)
+        flows += (
+            flow * decays_between(here, own, steps, steps, chunk, length, EXACT, HAS_SEQ, REVERSE, Q) * sizes[None, :]
+        )
+
+    B += batch * sB[0] + chunk * Q * sB[1] + group * sB[2]
+    C += batch * sC[0] + chunk * Q * sC[1] + group * sC[2]
+    enters = fetch(B, steps, n, (sB[1], sB[3]), left, n_state).to(KIND)
+    leaves = fetch(C, steps, n, (sC[1], sC[3]), left, n_state).to(KIND)
+    into_C = tl.dot(flows.to(KIND), enters, into_C, input_precision=PRECISION)
+    into_B = tl.dot(tl.trans(flows.to(KIND)), leaves, into_B, input_precision=PRECISION)
+    dB += share * sdB[0] + batch * sdB[1] + chunk * Q * sdB[2] + group * sdB[3]
+    dC += share * sdC[0] + batch * sdC[1] + chunk * Q * sdC[2] + group * sdC[3]
+    put(dB, into_B, steps, n, (sdB[2], sdB[4]), left, n_state)
+    put(dC, into_C, steps, n, (sdC[2], sdC[4]), left, n_state)
+
+
+def gradients(scan: Chunks, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
+    """Return the gradients of x, dt, A, B, C and the initial state (or None)."""
+    if grad is None:
+        grad = torch.zeros_like(scan.x)
+    entering = leaving = scan.sums
+    first = None
+    if scan.linked:
+        entering, _ = scan.entering(scan.x, scan.B, scan.state, False, False)
+        leaving, first = scan.entering(grad, scan.C, grad_final, True, scan.state is not None)
+    dx, ddt, dsums = torch.empty_like(scan.x), torch.empty_like(scan.dt), torch.empty_like(scan.sums)
+    most_dims, most_states, warps = scan.tiles.head
+    dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
+    padded = {
+        "ALL_DIMS": triton.cdiv(scan.n_dim, dims) * dims,
+        "ALL_STATES": triton.cdiv(scan.n_state, states) * states,
+    }
+    given = (scan.x, scan.dt, scan.sums, scan.B, scan.C, scan.numbers, grad, entering, leaving)
+    strides = (*(t.stride() for t in (scan.x, scan.dt, scan.B, scan.C)), scan.number_strides, grad.stride())
+    head_kernel[(scan.pieces,)](
+        *given,
+        dx,
+        ddt,
+        dsums,
+        *strides,
+        dx.stride(),
+        ddt.stride(),
+        *scan.sizes(),
+        LINKED=scan.linked,
+        EXACT=scan.exact,
+        **scan.order,
+        **scan.kind,
+        DIMS=dims,
+        STATES=states,
+        **padded,
+        **common.options(warps),
+    )
+    dB, dC = _group_gradients(scan, given, strides)
+    state = first.to(scan.state.dtype) if scan.state is not None and first is not None else None
+    along, dA = torch.autograd.grad(scan.sums, (scan.dt, scan.A), dsums)
+    return dx, ddt + along, dA, dB, dC, state
+
+
+def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor, Tensor]:
+    """Gradients of B and C; where groups are few, from shares of their heads, added up in one order."""
+    most_dims, most_states, warps = scan.tiles.group
+    dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
+    blocks, heads = triton.cdiv(scan.n_state, states), scan.n_heads // scan.groups
+    programs = scan.n_batch * scan.n_chunks * scan.groups * blocks
+    per_share = triton.cdiv(heads, min(heads, triton.cdiv(PROGRAMS_WANTED, programs)))
+    shares = triton.cdiv(heads, per_share)
+    room = [
+        torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device)
+        for t in (scan.B, scan.C)
+    ]
+    group_kernel[(programs * shares,)](
+        *given,
+        *room,
+        *strides,
+        *(t.stride() for t in room),
+        *scan.sizes(),
+        shares,
+        per_share,
+        LINKED=scan.linked,
+        EXACT=scan.exact,
+        **scan.order,
+        **scan.kind,
+        DIMS=dims,
+        STATES=states,
+        ALL_DIMS=triton.cdiv(scan.n_dim, dims) * dims,
+        **common.options(warps),
+    )
+    dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (scan.B, scan.C), strict=True))
+    return dB, dC

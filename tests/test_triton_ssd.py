@@ -1,0 +1,247 @@
+"""The Triton kernels of Mamba-2's scan in Triton's interpreter, against the sequential definition in float64.
+
+The checks below run in a process of their own, as those of test_triton.py and for the same reason.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scan_cases import DEVICE, relative_error, run_with_gradients
+
+from ssmseq_kernels.reference import ssd_scan_reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TOLERANCE = 1e-6  # relative L2 error; the table of kernels/README.md
+# A few numbers that are sums of many of either sign, as in test_ssd.py.
+SUMMED, SUMMED_FACTOR = ("grad of A", "grad of initial_state"), 5
+ALONG_TIME = ("x", "dt", "B", "C")
+
+
+def run_checks(**environment):
+    """Run the checks of this file in a process with more in its environment."""
+    here = Path(__file__)
+    command = [sys.executable, "-m", "pytest", here.name, "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "python_functions=check_*"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment
+    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_in_the_interpreter():
+    run_checks(TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    run_checks(SSMSEQ_TEST_DEVICE="cuda")
+
+
+@pytest.fixture(autouse=INTERPRETED or DEVICE == "cuda")
+def no_stale_memory(poisoned_memory):
+    """Fill uninitialised memory with NaN in every check."""
+
+
+@pytest.fixture
+def shared_heads(monkeypatch):
+    """Share the heads of a group out over as many programs as there are heads."""
+    from ssmseq_kernels import triton_ssd_backward
+
+    monkeypatch.setattr(triton_ssd_backward, "PROGRAMS_WANTED", 1 << 20)
+
+
+@pytest.fixture
+def tiles_of_halves(monkeypatch):
+    """Cut float32 as halves are cut on a GPU."""
+    from ssmseq_kernels import triton_ssd
+
+    monkeypatch.setattr(triton_ssd, "WIDE", triton_ssd.HALVES)
+
+
+def make_inputs(n_batch, length, heads, dim, groups, n_state, *, seed=0, without=()) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = {
+        "x": normal(n_batch, length, heads, dim),
+        "dt": torch.nn.functional.softplus(normal(n_batch, length, heads) - 2),
+        "A": -torch.exp(normal(heads)),
+        "B": normal(n_batch, length, groups, n_state),
+        "C": normal(n_batch, length, groups, n_state),
+        "initial_state": normal(n_batch, heads, dim, n_state),
+    }
+    return {k: v.float().to(DEVICE) for k, v in inputs.items() if k not in without}
+
+
+def numbered(*starts, length):
+    """Numbers of the sequences of one row."""
+    return torch.tensor([[sum(t >= s for s in starts) for t in range(length)]], device=DEVICE)
+
+
+def scan(x, dt, A, B, C, initial_state=None, *, seq_idx=None, reverse=False) -> Any:
+    from ssmseq_kernels.triton_ssd import ssd_chunked
+
+    return ssd_chunked(x, dt, A, B, C, initial_state, seq_idx, reverse, True)
+
+
+def assert_matches_reference(inputs, **options):
+    found = run_with_gradients(lambda **t: scan(**t, **options), inputs)
+    exact = {k: v.double() for k, v in inputs.items()}
+    truth = run_with_gradients(lambda **t: ssd_scan_reference(**t, **options, dt_softplus=False), exact)
+    for name, value in truth.items():
+        assert found[name].dtype == torch.float32
+        error = relative_error(found[name], value)
+        assert error < TOLERANCE * (SUMMED_FACTOR if name in SUMMED else 1), f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 3, 63, 65, 130])
+def check_lengths(length, reverse):
+    assert_matches_reference(make_inputs(2, length, 2, 5, 1, 7), reverse=reverse)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "groups", "n_state"), [(1, 1, 1, 1), (4, 3, 4, 16), (6, 8, 2, 5), (1, 70, 1, 33), (2, 1, 1, 129)]
+)
+def check_heads_groups_and_states(heads, dim, groups, n_state):
+    assert_matches_reference(make_inputs(1, 66, heads, dim, groups, n_state))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [9, 130])
+def check_tiles_of_halves(tiles_of_halves, length, reverse):
+    starts = numbered(5, 100, length=length)
+    assert_matches_reference(make_inputs(1, length, 2, 66, 1, 65), reverse=reverse, seq_idx=starts)
+
+
+def check_heads_shared_out(shared_heads):
+    assert_matches_reference(make_inputs(1, 40, 6, 5, 2, 7))
+
+
+@pytest.mark.parametrize("length", [20, 70])
+def check_without_initial_state(length):
+    assert_matches_reference(make_inputs(2, length, 2, 5, 1, 7, without=("initial_state",)))
+
+
+@pytest.mark.parametrize("length", [20, 70])
+@pytest.mark.parametrize("loss_of_state", [False, True])
+def check_one_of_the_results_alone(length, loss_of_state):
+    from ssmseq_kernels.triton_ssd import ssd_chunked
+
+    inputs = make_inputs(1, length, 2, 5, 1, 7, without=("initial_state",))
+    leaves: list[Any] = [v.requires_grad_() for v in inputs.values()]
+    exact = [v.detach().double().requires_grad_() for v in leaves]
+    x, dt, A, B, C = leaves
+    found: Any = ssd_chunked(x, dt, A, B, C, None, None, False, loss_of_state)[loss_of_state]
+    truth = ssd_scan_reference(*exact, dt_softplus=False)[loss_of_state]
+    assert relative_error(found, truth) < TOLERANCE
+    options: Any = {"allow_unused": True, "materialize_grads": True}
+    grads = torch.autograd.grad(found.sum(), leaves, **options)
+    truths = torch.autograd.grad(truth.sum(), exact, **options)
+    for name, grad, true in zip(inputs, grads, truths, strict=True):
+        assert relative_error(grad, true) < TOLERANCE * SUMMED_FACTOR, name
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("starts", [(64,), (1, 63, 65), (5, 6, 100, 129), tuple(range(1, 130))])
+def check_packed_sequences(starts, reverse):
+    seq_idx = numbered(*starts, length=130)
+    assert_matches_reference(make_inputs(1, 130, 2, 4, 1, 5), seq_idx=seq_idx, reverse=reverse)
+
+
+def check_packed_sequences_of_some_rows():
+    seq_idx = torch.cat([numbered(3, 20, length=40), numbered(length=40)])
+    assert_matches_reference(make_inputs(2, 40, 1, 4, 1, 5), seq_idx=seq_idx)
+
+
+def check_views_are_read_where_they_lie():
+    inputs = make_inputs(2, 40, 3, 4, 1, 5)
+    laid = {k: v.permute(*range(v.dim())[::-1]).contiguous().permute(*range(v.dim())[::-1]) for k, v in inputs.items()}
+    packed = torch.cat([inputs["x"].flatten(2), inputs["B"].flatten(2)], -1)  # how a Mamba-2 block holds them
+    laid |= {"x": packed[..., :12].unflatten(-1, (3, 4)), "B": packed[..., 12:].unflatten(-1, (1, 5))}
+    found, plain = (scan(**x) for x in (laid, inputs))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert_matches_reference(laid)
+
+
+def check_run_to_run_bitwise(shared_heads):
+    inputs = make_inputs(1, 70, 4, 5, 2, 7)
+    first, second = (run_with_gradients(scan, inputs) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def check_long_memory_keeps_its_accuracy():
+    inputs = make_inputs(1, 1200, 1, 3, 1, 4, without=("initial_state",))
+    inputs["dt"] *= 0.003  # memories of thousands of steps
+    assert_matches_reference(inputs)
+
+
+@pytest.mark.parametrize("dt", [0.0, 1e-9, 25.0, 300.0])
+def check_extreme_step_sizes(dt):
+    inputs = make_inputs(1, 70, 2, 3, 1, 4)
+    inputs["dt"] = torch.full_like(inputs["dt"], dt)
+    y, state = scan(**inputs)
+    truth, true_state = ssd_scan_reference(**{k: v.double() for k, v in inputs.items()}, dt_softplus=False)
+    assert relative_error(y, truth) < TOLERANCE
+    assert relative_error(state, true_state) < TOLERANCE
+
+
+# The interpreter gets bfloat16 wrong. On a GPU halves are multiplied as they are.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16], ids=str)
+def check_half_precision(dtype):
+    inputs = make_inputs(2, 130, 3, 20, 1, 30)
+    halves = {k: v.to(dtype) if k in ("x", "B", "C") else v for k, v in inputs.items()}
+    found = run_with_gradients(scan, halves)
+    truth = run_with_gradients(
+        lambda **t: ssd_scan_reference(**t, dt_softplus=False), {k: v.double() for k, v in halves.items()}
+    )
+    bound = 2e-2 if dtype == torch.bfloat16 else 2e-3
+    for name, value in truth.items():
+        assert relative_error(found[name], value) < bound * (SUMMED_FACTOR if name in SUMMED else 1), name
+    assert found["y"].dtype == dtype
+    assert found["final_state"].dtype == torch.float32
+    assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
+
+
+def check_double_is_refused():
+    inputs = {k: v.double() for k, v in make_inputs(1, 5, 2, 3, 1, 4).items()}
+    with pytest.raises(TypeError, match="float64"):
+        scan(**inputs)
+
+
+@pytest.mark.parametrize(("n_batch", "length"), [(0, 5), (2, 0)])
+def check_nothing_to_scan(n_batch, length):
+    inputs = make_inputs(n_batch, length, 2, 3, 1, 4)
+    y, state = scan(**inputs)
+    assert y.shape == (n_batch, length, 2, 3)
+    assert torch.equal(state, inputs["initial_state"])
+
+
+def check_products_in_half_precision(monkeypatch):
+    """Multiply in float16, as bfloat16 is on a GPU; the interpreter has that one."""
+    import triton.language as tl
+
+    from ssmseq_kernels import triton_ssd
+
+    class Halved(triton_ssd.Chunks):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            self.kind, self.state_dtype = self.kind | {"KIND": tl.float16}, torch.float16
+
+    monkeypatch.setattr(triton_ssd, "Chunks", Halved)
+    inputs = make_inputs(1, 150, 2, 20, 1, 30)
+    found = run_with_gradients(scan, {k: v.half() if k in ("x", "B", "C") else v for k, v in inputs.items()})
+    exact = {k: v.double() for k, v in inputs.items()}
+    truth = run_with_gradients(lambda **t: ssd_scan_reference(**t, dt_softplus=False), exact)
+    for name, value in truth.items():
+        error = relative_error(found[name], value)
+        assert 1e-5 < error < 4e-3, f"{name}: {error:.2e}"
