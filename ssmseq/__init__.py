@@ -11,6 +11,8 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "SMambaForecaster": "ssmseq.forecasting",
     "NaiveForecaster": "ssmseq.forecasting",
+    "RidgeForecaster": "ssmseq.forecasting",
+    "LinearForecaster": "ssmseq.forecasting",
     "ForecastDisplay": "ssmseq.forecasting",
     "load": "ssmseq.persistence",
     "show_versions": "ssmseq.environment",
@@ -18,10 +20,25 @@ _HOME = {
 
 if TYPE_CHECKING:
     from ssmseq.environment import show_versions
-    from ssmseq.forecasting import ForecastDisplay, NaiveForecaster, SMambaForecaster
+    from ssmseq.forecasting import (
+        ForecastDisplay,
+        LinearForecaster,
+        NaiveForecaster,
+        RidgeForecaster,
+        SMambaForecaster,
+    )
     from ssmseq.persistence import load
 
-__all__ = ["ForecastDisplay", "NaiveForecaster", "SMambaForecaster", "__version__", "load", "show_versions"]
+__all__ = [
+    "ForecastDisplay",
+    "LinearForecaster",
+    "NaiveForecaster",
+    "RidgeForecaster",
+    "SMambaForecaster",
+    "__version__",
+    "load",
+    "show_versions",
+]
 
 
 def __getattr__(name: str):

@@ -54,14 +54,17 @@ class SequenceEstimator(BaseEstimator):
         return self
 
 
-def check_number(name: str, value, *, minimum=None, above=None, below=None, integer: bool = False) -> None:
+def check_number(
+    name: str, value, *, minimum=None, maximum=None, above=None, below=None, integer: bool = False
+) -> None:
     """Raise ValueError naming the parameter, its value and the allowed range, unless value lies in it."""
     kind = numbers.Integral if integer else numbers.Real
-    bounds = [f"at least {minimum}" if minimum is not None else "", f"above {above}" if above is not None else ""]
-    bounds = [b for b in [*bounds, f"below {below}" if below is not None else ""] if b]
+    limits = {"at least": minimum, "above": above, "at most": maximum, "below": below}
+    bounds = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
     good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     good = good and (minimum is None or value >= minimum) and (above is None or value > above)
-    if not good or (below is not None and value >= below):
+    good = good and (maximum is None or value <= maximum) and (below is None or value < below)
+    if not good:
         noun = "an integer" if integer else "a number"
         raise ValueError(f"{name} must be {noun} {' and '.join(bounds)}".rstrip() + f", got {value!r}")
 

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 FORMAT_VERSION = 1
-CLASSES = {"SMambaForecaster": "ssmseq.forecasting", "NaiveForecaster": "ssmseq.forecasting"}
+_FORECASTERS = ("SMambaForecaster", "NaiveForecaster", "RidgeForecaster", "LinearForecaster")
+CLASSES: dict[str, str] = dict.fromkeys(_FORECASTERS, "ssmseq.forecasting")
 UNSAVED = ("callbacks", "logger", "trainer_params")  # live objects of a training run, not of the model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -100,8 +101,8 @@ def _read_config(path: Path) -> dict:
 
 def _plain(name: str, value):
     """Give back what JSON can hold, or say which parameter it cannot."""
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        value = value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ssmseq.base import check_choice, check_number
+from ssmseq.nn.losses import LOSSES, loss_of
 
-LOSSES: dict[str, Callable] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES: dict[str, Callable[[int, int], float]] = {  # epoch counted from 0, number of epochs -> factor
     "halve": lambda epoch, epochs: 0.5 ** max(epoch - 1, 0),
@@ -45,6 +45,7 @@ def _check_parameters(e) -> None:
     if e.patience is not None:
         check_number("patience", e.patience, minimum=1, integer=True)
     check_choice("loss", e.loss, tuple(LOSSES))
+    check_number("fredf_weight", e.fredf_weight, minimum=0, maximum=1)
     check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
     check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
     for key in e.trainer_params or {}:
@@ -66,13 +67,14 @@ class _Module(pl.LightningModule):
     def __init__(self, network: nn.Module, estimator):
         super().__init__()
         self.network = network
-        self.loss = LOSSES[estimator.loss]
+        # Validation always measures the squared error, so that runs with different losses can be compared.
+        self.losses = {"train_loss": loss_of(estimator), "valid_loss": F.mse_loss}
         self.estimator = estimator
         self.sums = {}
 
     def _step(self, part: str, batch):
         inputs, targets = batch
-        loss = self.loss(self.network(inputs), targets)
+        loss = self.losses[part](self.network(inputs), targets)
         total, count = self.sums.get(part, (0.0, 0))
         self.sums[part] = (total + loss.detach() * len(targets), count + len(targets))
         return loss
@@ -204,7 +206,8 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     Returns
     -------
     history : pandas.DataFrame
-        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch.
+        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. The validation loss
+        is the mean squared error, whatever the estimator's `loss`.
 
     Raises
     ------

@@ -15,8 +15,6 @@ import ssmseq.training
 from ssmseq import NaiveForecaster
 from ssmseq.forecasting.smamba import SMambaNetwork
 
-LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
-
 
 def naive(**changes) -> NaiveForecaster:
     return NaiveForecaster(**{"horizon": 4, "lookback": 8} | changes)
@@ -94,6 +92,7 @@ BAD_OPTIONS = {
     "validation_fraction": [1, -0.1, 0.001, math.nan],
     "lr_schedule": ["linear", None],
     "loss": ["rmse", None],
+    "fredf_weight": [-0.1, 1.5, "x"],
     "optimizer": ["sgd"],
     "weight_decay": [-1],
     "num_workers": [-1, 0.5],
@@ -244,7 +243,7 @@ def test_evaluate_does_not_depend_on_its_batches(fitted, waves, monkeypatch, bat
 # Validation, early stopping, schedule ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "fredf"])
 @pytest.mark.parametrize(("first", "n_windows"), [(150, 50 - 4 + 1), (151, 49 - 8 - 4 + 1)])
 def test_validation_frame_counts_exactly_its_own_targets(small, waves, monkeypatch, loss, first, n_windows):
     seen, train = [], ssmseq.training.fit_network
@@ -253,7 +252,7 @@ def test_validation_frame_counts_exactly_its_own_targets(small, waves, monkeypat
     assert seen == [(150 - 8 - 4 + 1, n_windows)]
     found, truth = slow_errors(est, waves[142:] if first == 150 else waves[first:])
     assert len(found) == n_windows
-    assert est.history_["valid_loss"][0] == pytest.approx(LOSSES[loss](found, truth).item(), rel=1e-4)
+    assert est.history_["valid_loss"][0] == pytest.approx(F.mse_loss(found, truth).item(), rel=1e-4)
 
 
 def test_without_validation_every_row_trains_for_all_epochs(small, waves):

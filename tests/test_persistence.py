@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from ssmseq import NaiveForecaster, SMambaForecaster, load
+from ssmseq import LinearForecaster, NaiveForecaster, RidgeForecaster, SMambaForecaster, load
 from ssmseq.forecasting.frames import read_frame
 
 HOURS = pd.date_range("2021-03-20", periods=200, freq="h", name="when")
@@ -108,9 +108,17 @@ def test_round_trip_of_options(small, waves, tmp_path, changes):
     assert_round_trip(small(max_epochs=1, **changes), waves, tmp_path)
 
 
+def test_round_trip_of_the_linear_network(waves, polar_waves, tmp_path):
+    est = LinearForecaster(horizon=4, lookback=8, max_epochs=1, loss="fredf", random_state=0)
+    assert_round_trip(est, waves, tmp_path)
+    assert_round_trip(est, polar_waves, tmp_path)
+
+
 def test_round_trip_without_a_network(waves, polar_waves, tmp_path):
     assert_round_trip(NaiveForecaster(horizon=4, lookback=8, season_length=3), waves, tmp_path)
     assert_round_trip(NaiveForecaster(horizon=4, lookback=8), polar_waves, tmp_path)
+    assert_round_trip(RidgeForecaster(horizon=4, lookback=[3, 8], alpha=[0, 1]), polar_waves, tmp_path)
+    assert_round_trip(RidgeForecaster(horizon=4, lookback=8, alpha=1, validation_fraction=0), waves, tmp_path)
     assert not hasattr(load(tmp_path), "network_")
 
 

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from ssmseq import NaiveForecaster, SMambaForecaster, load
+from ssmseq import LinearForecaster, NaiveForecaster, RidgeForecaster, SMambaForecaster, load
 
 CHECKS = (
     "check_estimator_cloneable",
@@ -34,11 +34,12 @@ CHECKS = (
     "check_get_params_invariance",
     "check_set_params",
 )
+FORECASTERS = (SMambaForecaster, LinearForecaster, RidgeForecaster, NaiveForecaster)
 FOLDS = TimeSeriesSplit(3, test_size=20)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("kind", [SMambaForecaster, NaiveForecaster])
+@pytest.mark.parametrize("kind", FORECASTERS)
 def test_scikit_learns_check(kind, check):
     getattr(estimator_checks, check)(kind.__name__, kind())
 
@@ -52,7 +53,7 @@ def test_clone_is_unfitted_and_has_the_same_parameters(fitted):
 
 
 @pytest.mark.parametrize("method", ["predict", "evaluate", "score", "save"])
-@pytest.mark.parametrize("kind", [SMambaForecaster, NaiveForecaster])
+@pytest.mark.parametrize("kind", FORECASTERS)
 def test_unfitted_estimators_say_so(kind, method, waves, tmp_path):
     argument = tmp_path if method == "save" else waves
     with pytest.raises(NotFittedError, match="not fitted yet"):

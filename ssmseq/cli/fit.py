@@ -13,7 +13,7 @@ from ssmseq.cli.contract import INTERRUPTED, OK, Parser, UsageError, add_common_
 from ssmseq.cli.progress import FitOutcome, fit_in_sight
 from ssmseq.cli.tables import read_table
 
-ESTIMATORS = ("SMambaForecaster", "NaiveForecaster")
+ESTIMATORS = ("SMambaForecaster", "NaiveForecaster", "RidgeForecaster", "LinearForecaster")
 NO_OPTIONS = {"callbacks", "logger", "trainer_params"}  # live objects of a program
 NO_OPTIONS |= {"verbose"}  # --quiet and the kind of stderr decide
 USAGE = "ssmseq fit ESTIMATOR DATA --save FOLDER [--validation FILE] [--config FILE] [estimator options]"
@@ -123,9 +123,10 @@ def _readable(message: str) -> str:
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     if not (option and expected and value):
         return message
-    kinds = [re.sub(r"<class '(\w+)'>", r"\1", e).replace("NoneType", "null") for e in expected]
+    kinds = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", e) for e in expected]
+    kinds = [kind.replace("NoneType", "null").replace("Sequence", "list") for kind in kinds]
     kinds = [re.sub(r"typing\.Literal\[(.*)\]", r"\1", kind) for kind in kinds]
-    return f"--{option[1]} must be {' or '.join(kinds)}, got {value[1]!r}"
+    return f"--{option[1]} must be {' or '.join(dict.fromkeys(kinds))}, got {value[1]!r}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -136,9 +137,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _report(estimator, n_rows: int, outcome: FitOutcome, folder: Path, *, as_json: bool) -> None:
-    history = getattr(estimator, "history_", None)
+    history, compared = (getattr(estimator, name, None) for name in ("history_", "cv_results_"))
     losses = [] if history is None or "valid_loss" not in history else history["valid_loss"].tolist()
-    best = min((x for x in losses if math.isfinite(x)), default=None)
+    errors = losses if compared is None or "valid_mse" not in compared else compared["valid_mse"].tolist()
+    best = min((x for x in errors if math.isfinite(x)), default=None)
     epochs = 0 if history is None else len(history)
     name = type(estimator).__name__
     if as_json:
@@ -157,5 +159,7 @@ def _report(estimator, n_rows: int, outcome: FitOutcome, folder: Path, *, as_jso
     size = f"rows {n_rows}, columns {estimator.n_features_in_}, epochs {epochs}"
     print(f"{name}: {size}, {outcome.seconds:.1f} s")
     if best is not None:
-        print(f"best validation loss {best:.4f} in epoch {losses.index(best) + 1}")
+        epoch = f" in epoch {losses.index(best) + 1}" if losses else ""
+        chosen = f" with lookback={estimator.lookback_}, alpha={estimator.alpha_}" if compared is not None else ""
+        print(f"best validation loss {best:.4f}{epoch}{chosen}")
     print(f"saved in {folder}")

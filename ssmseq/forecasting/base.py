@@ -21,12 +21,13 @@ class BaseForecaster(SequenceEstimator):
     """Base of the forecasters. Subclasses give `_build_network`, or replace `_fit_model` and `_forecast`."""
 
     horizon: int
-    lookback: int
+    lookback: Any
     time_col: Any
     scaler: str
     validation_fraction: float
     time_features: bool | str = False
     random_state: Any = None
+    window_dtype: Any = np.float32  # of the scaled values that the model is given
 
     def fit(self, df, y=None, *, validation=None) -> Self:
         """Fit on a wide frame: one row per time step, one numeric column per variate.
@@ -39,8 +40,9 @@ class BaseForecaster(SequenceEstimator):
         y : None
             Ignored; scikit-learn passes it.
         validation : frame like `df`, optional
-            Used for early stopping instead of the last `validation_fraction` of the rows. If its times follow directly
-            on those of `df`, its first windows look back into `df`; otherwise only windows within it count.
+            Used for early stopping, or to choose between candidates, instead of the last `validation_fraction` of the
+            rows. If its times follow directly on those of `df`, its first windows look back into `df`; otherwise only
+            windows within it count.
 
         Returns
         -------
@@ -60,23 +62,23 @@ class BaseForecaster(SequenceEstimator):
         self._check_parameters()
         values, times, layout = read_frame(df, self.time_col)
         use_calendar = self._uses_calendar(layout)
-        n_train, valid_values, valid_times = self._split(values, times, layout, validation)
-        self._check_length("training part", n_train, len(values))
+        lookback = max(self._lookbacks())
+        n_train, valid_values, valid_times = self._split(values, times, layout, validation, lookback)
+        self._check_length("training part", n_train, len(values), lookback)
         mean, scale = self._fit_scaler(values[:n_train])
 
         def windows(rows, at) -> Windows:
             scaled = (rows - mean) / scale
             inputs = np.column_stack([scaled, calendar_features(at)]) if use_calendar else scaled
-            n_targets = rows.shape[1]
-            return Windows(inputs, n_targets=n_targets, lookback=self.lookback, horizon=self.horizon)
+            return self._windows(inputs, rows.shape[1], lookback)
 
         train = windows(values[:n_train], times[:n_train])
         valid = None if valid_values is None else windows(valid_values, valid_times)
-        self._fit_model(train, valid, values.shape[1], len(CALENDAR) if use_calendar else 0)
+        lookback = self._fit_model(train, valid, values.shape[1], len(CALENDAR) if use_calendar else 0)
         self.layout_, self.mean_, self.scale_, self.calendar_ = layout, mean, scale, use_calendar
         # Copies: a view would keep the whole training frame alive.
-        self.tail_ = pd.DataFrame(values[-self.lookback :].copy(), index=times[-self.lookback :].copy(deep=True))
-        self.horizon_ = int(self.horizon)
+        self.tail_ = pd.DataFrame(values[-lookback:].copy(), index=times[-lookback:].copy(deep=True))
+        self.horizon_, self.lookback_ = int(self.horizon), int(lookback)
         self._set_feature_names()
         return self
 
@@ -106,11 +108,12 @@ class BaseForecaster(SequenceEstimator):
             values, times, layout = self.tail_.to_numpy(), self.tail_.index, self.layout_
         else:
             values, times, layout = read_frame(df, self.time_col, self.layout_)
-        if len(values) < self.lookback:
+        lookback = self.lookback_
+        if len(values) < lookback:
             raise ValueError(
-                f"predict needs lookback={self.lookback} rows of history, the frame has {len(values)}; give more rows"
+                f"predict needs lookback={lookback} rows of history, the frame has {len(values)}; give more rows"
             )
-        forecast = self._forecast_rows(values[-self.lookback :], times[-self.lookback :])
+        forecast = self._forecast_rows(values[-lookback:], times[-lookback:])
         return write_frame(forecast, future_times(times, self.layout_.freq, self.horizon), layout)
 
     def evaluate(self, df, *, scaled: bool = True) -> dict[str, float]:
@@ -139,14 +142,14 @@ class BaseForecaster(SequenceEstimator):
         """
         self._check_fitted_sizes()
         values, times, _ = read_frame(df, self.time_col, self.layout_)
-        self._check_length("frame", len(values), len(values))
-        size = {"n_targets": values.shape[1], "lookback": self.lookback, "horizon": self.horizon}
-        windows = Windows(self._inputs(values, times), **size)
+        self._check_length("frame", len(values), len(values), self.lookback_)
+        windows = self._windows(self._inputs(values, times), values.shape[1], self.lookback_)
         unit = 1.0 if scaled else torch.from_numpy(self.scale_)[:, None]
         squared = absolute = 0.0
         for start in range(0, len(windows), PREDICT_BATCH):
             batch = windows.view[start : start + PREDICT_BATCH]
-            error = self._forecast(batch[..., : self.lookback]).cpu() - batch[:, : windows.n_targets, self.lookback :]
+            inputs, targets = batch[..., : self.lookback_], batch[:, : windows.n_targets, self.lookback_ :]
+            error = self._forecast(inputs).cpu() - targets
             error = error.double() * unit
             squared += error.square().sum().item()
             absolute += error.abs().sum().item()
@@ -164,12 +167,18 @@ class BaseForecaster(SequenceEstimator):
 
     def _check_parameters(self) -> None:
         check_number("horizon", self.horizon, minimum=1, integer=True)
-        check_number("lookback", self.lookback, minimum=1, integer=True)
+        for lookback in self._lookbacks():
+            check_number("lookback", lookback, minimum=1, integer=True)
         check_number("validation_fraction", self.validation_fraction, minimum=0, below=1)
         check_choice("scaler", self.scaler, SCALERS)
         check_choice("time_features", self.time_features, (True, False, "auto"))
 
-    def _fit_model(self, train: Windows, valid: Windows | None, n_variates: int, n_covariates: int) -> None:
+    def _lookbacks(self) -> tuple:
+        """Return the look-backs that `fit` may choose from; the windows that it makes have the longest."""
+        return (self.lookback,)
+
+    def _fit_model(self, train: Windows, valid: Windows | None, n_variates: int, n_covariates: int) -> int:
+        """Fit on scaled windows and return the look-back that `_forecast` is to be given."""
         from ssmseq.training import fit_network
 
         seed = draw_seed(self.random_state)
@@ -178,6 +187,7 @@ class BaseForecaster(SequenceEstimator):
             network = self._build_network(n_variates, n_covariates).float()  # whatever torch's default dtype is
             history = fit_network(network, self, train, valid, seed)
         self.network_, self.history_, self.n_iter_ = network, history, len(history)
+        return self.lookback
 
     def _forecast(self, inputs: Tensor) -> Tensor:
         """Map scaled inputs (B, V + K, L) to scaled forecasts (B, V, H)."""
@@ -195,8 +205,9 @@ class BaseForecaster(SequenceEstimator):
 
     def _check_fitted_sizes(self) -> None:
         check_is_fitted(self)
-        for name, fitted in (("horizon", self.horizon_), ("lookback", len(self.tail_))):
-            if getattr(self, name) != fitted:
+        sizes = (("horizon", (self.horizon,), self.horizon_), ("lookback", self._lookbacks(), self.lookback_))
+        for name, allowed, fitted in sizes:
+            if fitted not in allowed:
                 raise ValueError(f"{name} was set to {getattr(self, name)} after fit, which saw {fitted}; fit again")
 
     def _device(self) -> torch.device:
@@ -212,35 +223,39 @@ class BaseForecaster(SequenceEstimator):
             )
         return bool(self.time_features) and layout.time_kind != "numbers"
 
-    def _split(self, values, times, layout: FrameLayout, validation):
+    def _windows(self, inputs: np.ndarray, n_targets: int, lookback: int) -> Windows:
+        size = {"n_targets": n_targets, "lookback": lookback, "horizon": self.horizon}
+        return Windows(inputs, **size, dtype=self.window_dtype)
+
+    def _split(self, values, times, layout: FrameLayout, validation, lookback: int):
         """Return the number of training rows, and the validation rows with their history, or None twice."""
         if validation is not None:
             found, found_times, _ = read_frame(validation, self.time_col, layout)
             if future_times(times, layout.freq, 1)[0] == found_times[0]:
-                found = np.concatenate([values[-self.lookback :], found])
-                found_times = times[-self.lookback :].append(found_times)
-            self._check_length("validation frame, with the history before it,", len(found), len(found))
+                found = np.concatenate([values[-lookback:], found])
+                found_times = times[-lookback:].append(found_times)
+            self._check_length("validation frame, with the history before it,", len(found), len(found), lookback)
             return len(values), found, found_times
         if self.validation_fraction == 0:
             return len(values), None, None
         n_valid = round(len(values) * self.validation_fraction)
-        start = len(values) - n_valid - self.lookback
+        start = len(values) - n_valid - lookback
         if n_valid < self.horizon or start < 0:
             raise ValueError(
                 f"validation_fraction={self.validation_fraction} of {len(values)} rows leaves {n_valid} rows to "
                 f"validate on and {len(values) - n_valid} before them; horizon={self.horizon} and lookback="
-                f"{self.lookback} need at least as many: give more rows, change validation_fraction (0 trains on all "
+                f"{lookback} need at least as many: give more rows, change validation_fraction (0 trains on all "
                 "rows without early stopping), or shorten horizon or lookback"
             )
         return len(values) - n_valid, values[start:], times[start:]
 
-    def _check_length(self, what: str, n_rows: int, n_given: int) -> None:
-        need = self.lookback + self.horizon
+    def _check_length(self, what: str, n_rows: int, n_given: int, lookback: int) -> None:
+        need = lookback + self.horizon
         if n_rows < need:
             raise ValueError(
                 f"the {what} has {n_rows} rows"
                 + (f" (of {n_given}; the rest is for validation)" if n_given != n_rows else "")
-                + f", but lookback={self.lookback} + horizon={self.horizon} need at least {need}: give more rows, or "
+                + f", but lookback={lookback} + horizon={self.horizon} need at least {need}: give more rows, or "
                 "shorten lookback or horizon"
             )
 
@@ -286,6 +301,7 @@ class BaseForecaster(SequenceEstimator):
         self.horizon_ = state["horizon"]
         self.mean_, self.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         self.tail_ = pd.DataFrame(tensors["tail"].numpy(), index=_times_from_dict(state["tail_times"]))
+        self.lookback_ = len(self.tail_)
         n_columns = len(self.layout_.columns)
         if not n_columns == len(self.mean_) == len(self.scale_) == self.tail_.shape[1]:
             raise ValueError(f"{n_columns} columns are described, but the scaler has {len(self.mean_)}")

@@ -54,7 +54,7 @@ class ForecastDisplay:
         """
         estimator._check_fitted_sizes()
         values, times, _ = read_frame(df, estimator.time_col, estimator.layout_)
-        horizon, lookback = estimator.horizon, estimator.lookback
+        horizon, lookback = estimator.horizon_, estimator.lookback_
         if len(values) < lookback + horizon:
             raise ValueError(f"the frame has {len(values)} rows, too few for lookback={lookback} + horizon={horizon}")
         past = slice(len(values) - horizon - lookback, len(values) - horizon)

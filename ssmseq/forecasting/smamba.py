@@ -79,7 +79,7 @@ class SMambaNetwork(nn.Module):
 
 
 class SMambaForecaster(BaseForecaster):
-    """Multivariate long-term forecaster with variate tokens and bidirectional Mamba (S-Mamba).
+    """Multivariate long-term forecaster with variate tokens and bidirectional Mamba (S-Mamba [1]_).
 
     Every variate's last `lookback` values become one token through a shared linear map; encoder layers of bidirectional
     Mamba and feed-forward nets mix the tokens; a linear map turns each token into `horizon` values. Cost grows linearly
@@ -128,8 +128,11 @@ class SMambaForecaster(BaseForecaster):
         all rows, for `max_epochs`.
     lr_schedule : {"halve", "cosine", "constant"}
         "halve": full rate for two epochs, then half of the previous one.
-    loss : {"mse", "mae", "huber"}
-        On the scaled values.
+    loss : {"mse", "mae", "huber", "fredf"}
+        Trained on, of the scaled values: mean squared error, mean absolute error, Huber's with delta 1, or the squared
+        error mixed with the distance of the Fourier coefficients [2]_. Validation always uses the squared error.
+    fredf_weight : float
+        Share of the Fourier coefficients in "fredf", from 0 to 1; the other losses ignore it.
     optimizer : {"adam", "adamw"}
         With torch's default betas.
     weight_decay : float
@@ -161,7 +164,7 @@ class SMambaForecaster(BaseForecaster):
     ----------
     network_ : SMambaNetwork
     history_ : pandas.DataFrame
-        One row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds.
+        One row per epoch: epoch, train_loss, valid_loss (the mean squared error), learning_rate, seconds.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int
@@ -171,7 +174,8 @@ class SMambaForecaster(BaseForecaster):
 
     References
     ----------
-    Wang et al., "Is Mamba effective for time series forecasting?", arXiv 2403.11144.
+    .. [1] Wang et al., "Is Mamba effective for time series forecasting?", arXiv 2403.11144.
+    .. [2] Wang et al., "FreDF: Learning to forecast in the frequency domain", arXiv 2402.02399.
 
     Examples
     --------
@@ -206,7 +210,8 @@ class SMambaForecaster(BaseForecaster):
         patience: int | None = 3,
         validation_fraction: float = 0.2,
         lr_schedule: Literal["halve", "cosine", "constant"] = "halve",
-        loss: Literal["mse", "mae", "huber"] = "mse",
+        loss: Literal["mse", "mae", "huber", "fredf"] = "mse",
+        fredf_weight: float = 0.8,
         optimizer: Literal["adam", "adamw"] = "adam",
         weight_decay: float = 0.0,
         random_state=None,
@@ -242,6 +247,7 @@ class SMambaForecaster(BaseForecaster):
         self.validation_fraction = validation_fraction
         self.lr_schedule = lr_schedule
         self.loss = loss
+        self.fredf_weight = fredf_weight
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.random_state = random_state

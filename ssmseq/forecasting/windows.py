@@ -1,5 +1,7 @@
 """Sliding windows over one series, gathered a batch at a time from a view: no copy per window, no Python per window."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -20,11 +22,20 @@ class Windows(Dataset):
         The first columns, which are also forecast.
     lookback, horizon : int
         In rows. There are ``T - lookback - horizon + 1`` windows.
+    dtype : numpy dtype
+        Of the values.
+
+    Attributes
+    ----------
+    series : Tensor (T, C)
+        The whole series.
+    view : Tensor (windows, C, lookback + horizon)
+        All windows; it shares the memory of `series`.
     """
 
-    def __init__(self, series: np.ndarray, *, n_targets: int, lookback: int, horizon: int):
-        tensor = torch.from_numpy(np.ascontiguousarray(series, dtype=np.float32))
-        self.view = tensor.unfold(0, lookback + horizon, 1)  # (windows, C, lookback + horizon), no copy
+    def __init__(self, series: np.ndarray, *, n_targets: int, lookback: int, horizon: int, dtype: Any = np.float32):
+        self.series = torch.from_numpy(np.ascontiguousarray(series, dtype=dtype))
+        self.view = self.series.unfold(0, lookback + horizon, 1)
         self.n_targets, self.lookback = n_targets, lookback
 
     def __len__(self) -> int:

@@ -1,0 +1,188 @@
+"""RLinear: every variate's look-back through one linear map, between a reversible normalisation and its inverse.
+
+Sources: Li et al., "Revisiting long-term time series forecasting: an investigation on linear mapping", arXiv
+2305.10721; Kim et al., "Reversible instance normalization for accurate time-series forecasting against distribution
+shift", ICLR 2022.
+
+Differences from the authors' code: no dropout, and no option of one map per variate.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssmseq.forecasting.base import BaseForecaster
+from ssmseq.nn import Linear
+
+EPSILON = 1e-5  # added to the variance of a window; its square keeps the division by a learned scale from zero
+
+
+class LinearNetwork(nn.Module):
+    """Normalise each window and variate, map it, and undo the normalisation.
+
+    Parameters are those of `LinearForecaster`; `n_variates` counts the forecast columns.
+    """
+
+    def __init__(self, *, n_variates: int, lookback: int, horizon: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(n_variates, 1))
+        self.shift = nn.Parameter(torch.zeros(n_variates, 1))
+        self.projection = Linear(lookback, horizon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map windows (B, V, L) to forecasts (B, V, H)."""
+        mean = x.mean(-1, keepdim=True)
+        spread = torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + EPSILON)
+        forecast = self.projection((x - mean) / spread * self.scale + self.shift)
+        return (forecast - self.shift) / (self.scale + EPSILON**2) * spread + mean
+
+
+class LinearForecaster(BaseForecaster):
+    """One linear map from look-back to horizon, shared by all variates and trained by gradient descent (RLinear [1]_).
+
+    Every window of every variate is brought to mean 0 and standard deviation 1, then scaled and shifted by two learned
+    numbers of its variate; the forecast goes the same way back (reversible instance normalisation [2]_). With the
+    squared error, `RidgeForecaster` solves nearly the same problem without training; this one takes other losses.
+
+    Parameters
+    ----------
+    horizon : int
+        Rows to forecast.
+    lookback : int
+        Rows of history that each forecast sees.
+    scaler : {"standard", "none"}
+        Standardise each column by its training rows before the network.
+    time_col : str, optional
+        Column that holds the times; see `fit`.
+    learning_rate : float
+        Initial rate of the optimiser.
+    batch_size : int
+        Windows per step.
+    max_epochs : int
+        Passes over the training windows, at most.
+    patience : int, optional
+        Stop after this many epochs without a lower validation loss; None never stops early.
+    validation_fraction : float
+        Share of the rows, at the end of the frame, for early stopping and the choice of the best epoch. 0 trains on
+        all rows, for `max_epochs`.
+    lr_schedule : {"halve", "cosine", "constant"}
+        "halve": full rate for two epochs, then half of the previous one.
+    loss : {"mse", "mae", "huber", "fredf"}
+        Trained on, of the scaled values: mean squared error, mean absolute error, Huber's with delta 1, or the squared
+        error mixed with the distance of the Fourier coefficients [3]_. Validation always uses the squared error.
+    fredf_weight : float
+        Share of the Fourier coefficients in "fredf", from 0 to 1; the other losses ignore it.
+    optimizer : {"adam", "adamw"}
+        With torch's default betas.
+    weight_decay : float
+        Of the optimiser.
+    random_state : int, numpy generator or None
+        Repeats a run on the same machine; the global generators stay untouched.
+    accelerator : str
+        As in Lightning: "auto", "cpu", "gpu", ...
+    devices : int or str
+        As in Lightning. With several, the script runs once per device: see Lightning on strategies.
+    strategy : str
+        As in Lightning.
+    num_nodes : int
+        As in Lightning.
+    precision : str
+        As in Lightning: "32-true", "bf16-mixed", "64-true", ...
+    callbacks : list of lightning.pytorch.Callback, optional
+        Added to the trainer.
+    logger : bool or Lightning logger
+        False writes nothing.
+    trainer_params : dict, optional
+        Further arguments of Lightning's Trainer, such as ``{"gradient_clip_val": 1.0}``.
+    num_workers : int
+        Processes that load data; 0 is fastest unless the data are huge.
+    verbose : int
+        0 is silent, 1 shows a progress bar.
+
+    Attributes
+    ----------
+    network_ : LinearNetwork
+    history_ : pandas.DataFrame
+        One row per epoch: epoch, train_loss, valid_loss (the mean squared error), learning_rate, seconds.
+    n_iter_ : int
+        Epochs run.
+    n_features_in_ : int
+    feature_names_in_ : array of str
+    mean_, scale_ : array (variates,)
+        Of the scaler.
+
+    References
+    ----------
+    .. [1] Li et al., "Revisiting long-term time series forecasting: an investigation on linear mapping", arXiv
+       2305.10721.
+    .. [2] Kim et al., "Reversible instance normalization for accurate time-series forecasting against distribution
+       shift", ICLR 2022.
+    .. [3] Wang et al., "FreDF: Learning to forecast in the frequency domain", arXiv 2402.02399.
+
+    Examples
+    --------
+    >>> from ssmseq import LinearForecaster
+    >>> from ssmseq.datasets import make_transformer_load
+    >>> est = LinearForecaster(horizon=24, lookback=48, max_epochs=1, random_state=0)
+    >>> est.fit(make_transformer_load(400)).predict().shape
+    (24, 7)
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int = 96,
+        lookback: int = 96,
+        scaler: Literal["standard", "none"] = "standard",
+        time_col: str | None = None,
+        learning_rate: float = 5e-3,
+        batch_size: int = 32,
+        max_epochs: int = 10,
+        patience: int | None = 3,
+        validation_fraction: float = 0.2,
+        lr_schedule: Literal["halve", "cosine", "constant"] = "halve",
+        loss: Literal["mse", "mae", "huber", "fredf"] = "mse",
+        fredf_weight: float = 0.8,
+        optimizer: Literal["adam", "adamw"] = "adam",
+        weight_decay: float = 0.0,
+        random_state=None,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
+        strategy: str = "auto",
+        num_nodes: int = 1,
+        precision: str = "32-true",
+        callbacks: list | None = None,
+        logger=False,
+        trainer_params: dict | None = None,
+        num_workers: int = 0,
+        verbose: int = 0,
+    ):
+        self.horizon = horizon
+        self.lookback = lookback
+        self.scaler = scaler
+        self.time_col = time_col
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.lr_schedule = lr_schedule
+        self.loss = loss
+        self.fredf_weight = fredf_weight
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.accelerator = accelerator
+        self.devices = devices
+        self.strategy = strategy
+        self.num_nodes = num_nodes
+        self.precision = precision
+        self.callbacks = callbacks
+        self.logger = logger
+        self.trainer_params = trainer_params
+        self.num_workers = num_workers
+        self.verbose = verbose
+
+    def _build_network(self, n_variates: int, n_covariates: int) -> LinearNetwork:
+        return LinearNetwork(n_variates=n_variates, lookback=self.lookback, horizon=self.horizon)
