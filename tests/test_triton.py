@@ -187,6 +187,28 @@ def check_both_directions_of_cut_time(always_cut):
     assert torch.equal(y_back, selective_scan(**inputs, reverse=True))
 
 
+@pytest.mark.parametrize("style", ["add", "vim", "caduceus", "hydra"])
+def check_bidirectional_blocks_equal_those_on_other_kernels(kernels, monkeypatch, style):
+    from ssmseq.nn import BidirectionalMamba
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 6, "d_state": 3, "d_conv": 3, "expand": 2}
+    block = BidirectionalMamba(**sizes, style=style).to(DEVICE)
+    x = torch.randn(2, 13, 6).to(DEVICE)
+
+    def outcome():
+        y = block(x)
+        return [y, *torch.autograd.grad((y * y).sum(), list(block.parameters()))]
+
+    found = outcome()
+    others = [{"cpu": ops.cpu}] if ops.cpu and DEVICE == "cpu" else []
+    for table in [*others, {}]:  # the compiled kernels, and the reference
+        monkeypatch.setattr(ops, "KERNELS", table)
+        monkeypatch.setattr(ops, "cuda_missing", lambda: "hidden")
+        for a, b in zip(found, outcome(), strict=True):
+            assert relative_error(a, b.double()) < 1e-5
+
+
 def relaid(x, order):
     """The same numbers in memory of another axis order."""
     return x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])
