@@ -10,6 +10,7 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "SMambaForecaster": "ssmseq.forecasting",
+    "KarmaForecaster": "ssmseq.forecasting",
     "NaiveForecaster": "ssmseq.forecasting",
     "RidgeForecaster": "ssmseq.forecasting",
     "LinearForecaster": "ssmseq.forecasting",
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ssmseq.environment import show_versions
     from ssmseq.forecasting import (
         ForecastDisplay,
+        KarmaForecaster,
         LinearForecaster,
         NaiveForecaster,
         RidgeForecaster,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ForecastDisplay",
+    "KarmaForecaster",
     "LinearForecaster",
     "NaiveForecaster",
     "RidgeForecaster",

@@ -77,10 +77,14 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
-    def scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map (B, L, d_model) to the arguments of `selective_scan`, from u to delta_bias."""
+    def scan_inputs(self, x: Tensor, *, reverse: bool | None = None) -> tuple[Tensor, ...]:
+        """Map (B, L, d_model) to the arguments of `selective_scan`, from u to delta_bias.
+
+        `reverse` replaces the block's own direction, for blocks that read both ways with the same parameters.
+        """
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, activation="silu", reverse=self.reverse)
+        reverse = self.reverse if reverse is None else reverse
+        u = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, activation="silu", reverse=reverse)
         return self._with_selection(u, z)
 
     def _with_selection(self, u: Tensor, z: Tensor) -> tuple[Tensor, ...]:
