@@ -74,3 +74,14 @@ def check_choice(name: str, value, choices) -> None:
     value = value.item() if isinstance(value, np.generic) else value  # grids are often arrays
     if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def draw_seed(random_state) -> int:
+    """Return a seed from an int, a numpy generator, or fresh entropy; numpy's global generator is left alone."""
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    try:
+        return int(np.random.default_rng(random_state).integers(2**31))
+    except (ValueError, TypeError) as error:
+        message = f"random_state must be a non-negative integer, a numpy generator or None, got {random_state!r}"
+        raise ValueError(message) from error

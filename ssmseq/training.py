@@ -74,7 +74,7 @@ class _Module(pl.LightningModule):
 
     def _step(self, part: str, batch):
         inputs, targets = batch
-        loss = self.losses[part](self.network(inputs), targets)
+        loss = self.losses[part](self.network(**inputs) if isinstance(inputs, dict) else self.network(inputs), targets)
         total, count = self.sums.get(part, (0.0, 0))
         self.sums[part] = (total + loss.detach() * len(targets), count + len(targets))
         return loss

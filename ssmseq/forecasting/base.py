@@ -1,20 +1,25 @@
 """The way of a forecast: frame in, windows, network, frame out. Every forecaster shares it."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ssmseq.base import SequenceEstimator, check_choice, check_number
-from ssmseq.forecasting.frames import FrameLayout, future_times, read_frame, write_frame
-from ssmseq.forecasting.windows import CALENDAR, Windows, calendar_features
+from ssmseq.base import SequenceEstimator, check_choice, check_number, draw_seed
+from ssmseq.forecasting import scoring, state
+from ssmseq.forecasting.covariates import CALENDAR, fitting_features, future_rows
+from ssmseq.forecasting.frames import FrameLayout, Roles, Series, read_frame, write_frame
+from ssmseq.forecasting.intervals import check_levels
+from ssmseq.forecasting.preparing import Preparation, check_length, check_observed, continued, split_rows, unobserved
+from ssmseq.forecasting.scaling import Scaler
+from ssmseq.forecasting.times import future_times
+from ssmseq.forecasting.tokens import InputSizes
+from ssmseq.forecasting.windows import Windows
 
 SCALERS = ("standard", "none")
-PREDICT_BATCH = 256  # windows forecast at a time; bounds the memory of `evaluate`
 
 
 class BaseForecaster(SequenceEstimator):
@@ -22,27 +27,33 @@ class BaseForecaster(SequenceEstimator):
 
     horizon: int
     lookback: Any
-    time_col: Any
     scaler: str
     validation_fraction: float
-    time_features: bool | str = False
+    time_features: Any = False
+    quantiles: Any = None
     random_state: Any = None
+    warm_start: bool = False
     window_dtype: Any = np.float32  # of the scaled values that the model is given
+    _fits_other_variates = True  # whether a fitted model has nothing of its own for each variate
 
     def fit(self, df, y=None, *, validation=None) -> Self:
-        """Fit on a wide frame: one row per time step, one numeric column per variate.
+        """Fit on a frame.
 
         Parameters
         ----------
         df : pandas.DataFrame, polars.DataFrame or array (rows, variates)
-            Times come from `time_col`, else from the index, else from the only temporal column; without any, rows count
-            as evenly spaced. Unsorted rows are sorted.
+            Wide: one row per time step, one numeric column per variate. Long: several series beneath each other, with
+            a column of ids (`id_col`; a frame with the columns unique_id, ds and y counts as long without it); the
+            series may differ in length, and one model is fitted to all of them. Times come from `time_col`, else from
+            the index, else from the only temporal column; without any, rows count as evenly spaced. Unsorted rows are
+            sorted. Rows that the frequency asks for and NaN count as missing: they are filled by interpolation within
+            a look-back, marked for the network, and left out of the loss.
         y : None
             Ignored; scikit-learn passes it.
         validation : frame like `df`, optional
-            Used for early stopping, or to choose between candidates, instead of the last `validation_fraction` of the
-            rows. If its times follow directly on those of `df`, its first windows look back into `df`; otherwise only
-            windows within it count.
+            Used for early stopping, to choose between candidates and to calibrate intervals, instead of the last
+            `validation_fraction` of the rows. If its times follow directly on those of `df`, its first windows look
+            back into `df`; otherwise only windows within it count.
 
         Returns
         -------
@@ -51,8 +62,8 @@ class BaseForecaster(SequenceEstimator):
         Raises
         ------
         ValueError
-            For a parameter out of range, or a frame that is not numeric, finite, regular in time and long enough; the
-            message names the parameter or column and the remedy.
+            For a parameter out of range, or a frame that is not numeric, finite, regular in time, observed and long
+            enough; the message names the parameter or column and the remedy.
 
         Warns
         -----
@@ -60,78 +71,91 @@ class BaseForecaster(SequenceEstimator):
             If interrupted from the keyboard; the estimator is then fitted with the best weights so far.
         """
         self._check_parameters()
-        values, times, layout = read_frame(df, self.time_col)
-        use_calendar = self._uses_calendar(layout)
-        lookback = max(self._lookbacks())
-        n_train, valid_values, valid_times = self._split(values, times, layout, validation, lookback)
-        self._check_length("training part", n_train, len(values), lookback)
-        mean, scale = self._fit_scaler(values[:n_train])
+        series, layout = read_frame(df, Roles.of(self))
+        return self._fit_series(series, layout, validation)
 
-        def windows(rows, at) -> Windows:
-            scaled = (rows - mean) / scale
-            inputs = np.column_stack([scaled, calendar_features(at)]) if use_calendar else scaled
-            return self._windows(inputs, rows.shape[1], lookback)
-
-        train = windows(values[:n_train], times[:n_train])
-        valid = None if valid_values is None else windows(valid_values, valid_times)
-        lookback = self._fit_model(train, valid, values.shape[1], len(CALENDAR) if use_calendar else 0)
-        self.layout_, self.mean_, self.scale_, self.calendar_ = layout, mean, scale, use_calendar
-        # Copies: a view would keep the whole training frame alive.
-        self.tail_ = pd.DataFrame(values[-lookback:].copy(), index=times[-lookback:].copy(deep=True))
-        self.horizon_, self.lookback_ = int(self.horizon), int(lookback)
-        self._set_feature_names()
-        return self
-
-    def predict(self, df=None):
+    def predict(self, df=None, *, future=None, level=(), quantiles: bool = False, other_columns: bool = False):
         """Forecast the `horizon` rows that follow.
 
         Parameters
         ----------
         df : frame like that of `fit`, optional
-            History to forecast from, at least `lookback` rows with the same columns and frequency. Default: the end of
-            the training frame.
+            History to forecast from, at least `lookback` rows with the same columns and frequency; of a long frame any
+            series, also new and shorter ones. Default: the end of the training frame.
+        future : frame, optional
+            The covariates known in advance, with the times (and ids) of the rows to forecast.
+        level : list of int
+            Percentages of prediction intervals, such as ``[80, 95]``, calibrated on the validation windows. Each adds
+            the columns "NAME-lo-80" and "NAME-hi-80".
+        quantiles : bool
+            Add the quantiles that the network was trained for, as columns "NAME-q0.1".
+        other_columns : bool
+            Forecast other variates than those of `fit`, scaled by this history.
 
         Returns
         -------
         frame
-            `horizon` rows in the original units, with the library, columns, time type and frequency of `df`.
+            `horizon` rows, of a long frame for each series, in the original units, with the library, columns, time type
+            and frequency of `df`. A variate without any observed value in its look-back is forecast as NaN.
 
         Raises
         ------
         NotFittedError
             If `fit` has not run.
         ValueError
-            If columns or frequency differ from those of `fit`, or rows are too few.
+            If columns or frequency differ from those of `fit`, rows are too few, a covariate is missing, or there are
+            no validation windows to take intervals from.
         """
         self._check_fitted_sizes()
+        levels = check_levels(level)
         if df is None:
-            values, times, layout = self.tail_.to_numpy(), self.tail_.index, self.layout_
+            series, layout = self.tail_, self.layout_
         else:
-            values, times, layout = read_frame(df, self.time_col, self.layout_)
-        lookback = self.lookback_
-        if len(values) < lookback:
-            raise ValueError(
-                f"predict needs lookback={lookback} rows of history, the frame has {len(values)}; give more rows"
-            )
-        forecast = self._forecast_rows(values[-lookback:], times[-lookback:])
-        return write_frame(forecast, future_times(times, self.layout_.freq, self.horizon), layout)
+            series, layout = self._read(df, other_columns=other_columns)
+        for s in series:
+            if len(s) < self.lookback_ and not layout.is_long:
+                raise ValueError(
+                    f"predict needs lookback={self.lookback_} rows of history, the frame has {len(s)}; give more rows"
+                )
+        times = [future_times(s.times, layout.freq, self.horizon_) for s in series]
+        if layout.future_covariates:
+            known: list[Any] = future_rows(future, layout, list(zip([s.id for s in series], times, strict=True)))
+        elif future is not None:
+            raise ValueError("future= was given, but this model was fitted without future_covariates")
+        else:
+            known = [None] * len(series)
+        found = self._forecast_series(series, known, layout.columns, levels)
+        names = self._output_names(layout.columns, levels, quantiles=quantiles)
+        columns = {name: found[:, v, :, i].ravel() for name, v, i in names}
+        whole = times[0] if len(times) == 1 else times[0].append(times[1:])
+        ids = np.repeat(np.array([s.id for s in series]), self.horizon_) if layout.is_long else None
+        return write_frame(columns, whole, layout, ids)
 
-    def evaluate(self, df, *, scaled: bool = True) -> dict[str, float]:
+    def evaluate(self, df, *, scaled: bool = True, level=(), other_columns: bool = False) -> dict[str, float]:
         """Forecast every window of a frame, one row apart, and measure the errors.
 
-        The first `lookback` rows serve as history only. No window is dropped.
+        The first `lookback` rows serve as history only. No window is dropped but those with nothing observed in
+        look-back or horizon; missing values are not scored.
 
         Parameters
         ----------
         df : frame like that of `fit`
             At least ``lookback + horizon`` rows.
         scaled : bool
-            Measure on the scale of the fitted scaler, as published benchmarks do, or in the original units.
+            Measure "mse", "mae", "crps" and widths on the scale of the fitted scaler, as published benchmarks do, or in
+            the original units.
+        level : list of int
+            Percentages of prediction intervals to measure.
+        other_columns : bool
+            As in `predict`.
 
         Returns
         -------
         dict
-            "mse", "mae" (means over windows, steps and variates) and "n_windows".
+            "mse" and "mae" (means over windows, steps and variates); "wape" (sum of absolute errors by sum of absolute
+            values) and "mase" (mean absolute error of each variate by that of its seasonal naive forecast of one step
+            in the training rows, averaged over variates), both of original units; "n_windows"; for quantile networks
+            "crps", twice the mean quantile loss; for each level "coverage_80" (share of values inside) and "width_80".
 
         Raises
         ------
@@ -141,28 +165,53 @@ class BaseForecaster(SequenceEstimator):
             As in `predict`.
         """
         self._check_fitted_sizes()
-        values, times, _ = read_frame(df, self.time_col, self.layout_)
-        self._check_length("frame", len(values), len(values), self.lookback_)
-        windows = self._windows(self._inputs(values, times), values.shape[1], self.lookback_)
-        unit = 1.0 if scaled else torch.from_numpy(self.scale_)[:, None]
-        squared = absolute = 0.0
-        for start in range(0, len(windows), PREDICT_BATCH):
-            batch = windows.view[start : start + PREDICT_BATCH]
-            inputs, targets = batch[..., : self.lookback_], batch[:, : windows.n_targets, self.lookback_ :]
-            error = self._forecast(inputs).cpu() - targets
-            error = error.double() * unit
-            squared += error.square().sum().item()
-            absolute += error.abs().sum().item()
-        count = len(windows) * self.horizon * windows.n_targets
-        return {"mse": squared / count, "mae": absolute / count, "n_windows": len(windows)}
+        return scoring.evaluate(self, df, scaled=scaled, levels=check_levels(level), other_columns=other_columns)
 
     def score(self, df, y=None) -> float:
         """Return minus the mean squared error of `evaluate`, on the scaled values: the larger the better."""
         return -self.evaluate(df)["mse"]
 
+    def backtest(self, df, *, n_windows: int = 1, step: int | None = None, refit=False, level=(), recalibrate=None):
+        """Forecast the last windows of a frame, each from the rows before its cutoff.
+
+        Parameters
+        ----------
+        df : frame like that of `fit`
+        n_windows : int
+            Cutoffs, the last of them `horizon` rows before the end.
+        step : int, optional
+            Rows from one cutoff to the next; `horizon` by default.
+        refit : bool or int
+            Fit a clone on the rows before each cutoff, or before every so many; otherwise this fitted model forecasts
+            all of them.
+        level : list of int
+            Percentages of prediction intervals.
+        recalibrate : int, optional
+            Every so many rows, take the intervals from the errors of the windows of `df` that have ended by then (up to
+            1,400 of the latest) in place of the validation windows, as a user would who keeps observing.
+
+        Returns
+        -------
+        frame
+            Of the library of `df`, one row per series or variate, cutoff and time: unique_id, ds, cutoff (the last
+            time that the forecast knew), y, and the forecast under the name of the estimator's class, with "-lo-80" and
+            "-hi-80". ``utilsforecast.evaluation.evaluate`` takes it as it is.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not run.
+        ValueError
+            If the frame has too few rows for so many windows; and as in `predict`.
+        """
+        self._check_fitted_sizes()
+        return scoring.backtest(
+            self, df, n_windows=n_windows, step=step, refit=refit, levels=check_levels(level), recalibrate=recalibrate
+        )
+
     # What subclasses give or replace ----------------------------------------------------------------------------------
 
-    def _build_network(self, n_variates: int, n_covariates: int) -> torch.nn.Module:
+    def _build_network(self, sizes: InputSizes) -> torch.nn.Module:
         raise TypeError(f"{type(self).__name__} has no network")
 
     def _check_parameters(self) -> None:
@@ -171,37 +220,49 @@ class BaseForecaster(SequenceEstimator):
             check_number("lookback", lookback, minimum=1, integer=True)
         check_number("validation_fraction", self.validation_fraction, minimum=0, below=1)
         check_choice("scaler", self.scaler, SCALERS)
-        check_choice("time_features", self.time_features, (True, False, "auto"))
+        check_choice("warm_start", self.warm_start, (True, False))
+        if isinstance(self.time_features, bool | str | np.bool):
+            check_choice("time_features", self.time_features, (True, False, "auto"))
+        else:
+            for name in self.time_features:
+                check_choice("time_features", name, tuple(CALENDAR))
+        if self.quantiles is not None:
+            for q in self.quantiles:
+                check_number("quantiles", q, above=0, below=1)
+            if 0.5 not in self.quantiles or sorted(set(self.quantiles)) != list(self.quantiles):
+                raise ValueError(f"quantiles must ascend and hold 0.5, the point forecast; got {self.quantiles!r}")
 
     def _lookbacks(self) -> tuple:
         """Return the look-backs that `fit` may choose from; the windows that it makes have the longest."""
         return (self.lookback,)
 
-    def _fit_model(self, train: Windows, valid: Windows | None, n_variates: int, n_covariates: int) -> int:
+    def _fit_model(self, train: Windows, valid: Windows | None, sizes: InputSizes) -> int:
         """Fit on scaled windows and return the look-back that `_forecast` is to be given."""
         from ssmseq.training import fit_network
 
         seed = draw_seed(self.random_state)
         with torch.random.fork_rng():  # also of every CUDA device, so that the caller's generators stay as they are
             torch.manual_seed(seed)
-            network = self._build_network(n_variates, n_covariates).float()  # whatever torch's default dtype is
+            network = self._build_network(sizes).float()  # whatever torch's default dtype is
+            if self.warm_start and hasattr(self, "network_"):
+                _take_over(network, self.network_)
             history = fit_network(network, self, train, valid, seed)
         self.network_, self.history_, self.n_iter_ = network, history, len(history)
         return self.lookback
 
-    def _forecast(self, inputs: Tensor) -> Tensor:
-        """Map scaled inputs (B, V + K, L) to scaled forecasts (B, V, H)."""
+    def _forecast(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Map scaled inputs to scaled forecasts (B, V, H), or (B, V, H, Q) of quantiles."""
         device = self._device()
         network = self.network_.to(device)
+        dtype = next(network.parameters()).dtype
         with torch.inference_mode():
-            return network(inputs.to(device, next(network.parameters()).dtype))
-
-    def _forecast_rows(self, values: np.ndarray, times: pd.Index) -> np.ndarray:
-        """Map `lookback` rows (L, V) to the rows that follow (H, V), both in the original units."""
-        inputs = torch.from_numpy(self._inputs(values, times)).T.unsqueeze(0)
-        return self._forecast(inputs)[0].double().T.cpu().numpy() * self.scale_ + self.mean_
+            return network(**{name: x.to(device, dtype) for name, x in inputs.items()})
 
     # Private ----------------------------------------------------------------------------------------------------------
+
+    def _point(self, forecast: Tensor) -> Tensor:
+        """Return the point forecast (B, V, H): the median of quantiles."""
+        return forecast if self.quantiles is None else forecast[..., list(self.quantiles).index(0.5)]
 
     def _check_fitted_sizes(self) -> None:
         check_is_fitted(self)
@@ -215,59 +276,98 @@ class BaseForecaster(SequenceEstimator):
         gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
 
-    def _uses_calendar(self, layout: FrameLayout) -> bool:
-        if self.time_features is True and layout.time_kind == "numbers":
+    def _read(self, df, *, other_columns: bool = False) -> tuple[list[Series], FrameLayout]:
+        if other_columns and not self._fits_other_variates:
             raise ValueError(
-                "time_features=True needs time stamps, but the rows are numbered: give the frame a DatetimeIndex or a "
-                "time_col, or set time_features='auto' or False"
+                f"{self!r} learned numbers of its own for each variate of fit, so it cannot forecast others"
             )
-        return bool(self.time_features) and layout.time_kind != "numbers"
+        return read_frame(df, Roles.of(self), self.layout_, other_columns=other_columns)
 
-    def _windows(self, inputs: np.ndarray, n_targets: int, lookback: int) -> Windows:
-        size = {"n_targets": n_targets, "lookback": lookback, "horizon": self.horizon}
-        return Windows(inputs, **size, dtype=self.window_dtype)
+    def _calendar_names(self, series: list[Series], layout: FrameLayout) -> tuple[str, ...]:
+        wanted = self.time_features
+        if isinstance(wanted, str | bool | np.bool):
+            if wanted == "auto" or wanted is False or layout.time_kind != "numbers":
+                names = fitting_features(max(series, key=len).times) if layout.time_kind != "numbers" else ()
+                return names if wanted else ()
+        elif layout.time_kind != "numbers" or not len(wanted):
+            return tuple(wanted)
+        raise ValueError(
+            f"time_features={wanted!r} needs time stamps, but the rows are numbered: give the frame a DatetimeIndex or "
+            "a time_col, or set time_features='auto' or False"
+        )
 
-    def _split(self, values, times, layout: FrameLayout, validation, lookback: int):
-        """Return the number of training rows, and the validation rows with their history, or None twice."""
-        if validation is not None:
-            found, found_times, _ = read_frame(validation, self.time_col, layout)
-            if future_times(times, layout.freq, 1)[0] == found_times[0]:
-                found = np.concatenate([values[-lookback:], found])
-                found_times = times[-lookback:].append(found_times)
-            self._check_length("validation frame, with the history before it,", len(found), len(found), lookback)
-            return len(values), found, found_times
-        if self.validation_fraction == 0:
-            return len(values), None, None
-        n_valid = round(len(values) * self.validation_fraction)
-        start = len(values) - n_valid - lookback
-        if n_valid < self.horizon or start < 0:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {len(values)} rows leaves {n_valid} rows to "
-                f"validate on and {len(values) - n_valid} before them; horizon={self.horizon} and lookback="
-                f"{lookback} need at least as many: give more rows, change validation_fraction (0 trains on all "
-                "rows without early stopping), or shorten horizon or lookback"
-            )
-        return len(values) - n_valid, values[start:], times[start:]
+    def _fit_series(self, series: list[Series], layout: FrameLayout, validation=None) -> Self:
+        calendar = self._calendar_names(series, layout)
+        lookback = max(self._lookbacks())
+        size = (lookback, self.horizon)
+        if validation is None:
+            training, held_out = split_rows(series, layout, self.validation_fraction, *size)
+        else:
+            found, _ = read_frame(validation, Roles.of(self), layout)
+            training, held_out = series, [continued(s, series, layout, lookback) for s in found]
+            check_length("validation frame, with the history before it,", held_out, held_out, layout, *size)
+        check_length("training part", training, series, layout, *size)
+        check_observed(training, layout)
+        scaler = Scaler.fit(training, layout, self.scaler)
+        prepared = Preparation(layout, scaler, calendar, lookback, self.horizon, self.window_dtype)
+        train = prepared.windows(training)
+        valid = None if held_out is None else prepared.windows(held_out)
+        for windows, part in ((train, "training"), (valid, "validation")):
+            if windows is not None and not len(windows):
+                raise ValueError(
+                    f"the {part} part has no window of lookback={lookback} + horizon={self.horizon} rows with an "
+                    "observed value in both: give more rows, or shorten lookback or horizon"
+                )
+        lookback = int(self._fit_model(train, valid, self._input_sizes(prepared, has_gaps=train.has_gaps)))
+        prepared = replace(prepared, lookback=lookback)
+        self.preparation_, self.layout_, self.calendar_ = prepared, layout, calendar
+        self.mean_, self.scale_ = (x if layout.is_long else x[0] for x in (scaler.mean, scaler.scale))
+        self.tail_ = [s.tail(lookback) for s in series]
+        self.horizon_, self.lookback_, self.has_gaps_ = int(self.horizon), lookback, train.has_gaps
+        self._set_feature_names()
+        self.interval_bounds_ = None if held_out is None else scoring.calibrate(self, prepared.windows(held_out))
+        return self
 
-    def _check_length(self, what: str, n_rows: int, n_given: int, lookback: int) -> None:
-        need = lookback + self.horizon
-        if n_rows < need:
-            raise ValueError(
-                f"the {what} has {n_rows} rows"
-                + (f" (of {n_given}; the rest is for validation)" if n_given != n_rows else "")
-                + f", but lookback={lookback} + horizon={self.horizon} need at least {need}: give more rows, or "
-                "shorten lookback or horizon"
-            )
+    def _input_sizes(self, prepared: Preparation, *, has_gaps: bool) -> InputSizes:
+        layout = prepared.layout
+        return InputSizes(
+            n_variates=len(layout.columns),
+            lookback=prepared.lookback,
+            horizon=prepared.horizon,
+            n_past=len(layout.past_covariates) + len(prepared.calendar),
+            n_future=len(layout.future_covariates),
+            n_static=len(prepared.scaler.static_mean),
+            has_gaps=has_gaps,
+            n_quantiles=1 if self.quantiles is None else len(self.quantiles),
+        )
 
-    def _fit_scaler(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.scaler == "none":
-            return np.zeros(values.shape[1]), np.ones(values.shape[1])
-        fitted = StandardScaler().fit(values)  # a constant column gets scale 1
-        return np.asarray(fitted.mean_), np.asarray(fitted.scale_)
+    def _forecast_series(self, series: list[Series], known: list, columns: tuple, levels: tuple) -> np.ndarray:
+        """Return what follows each series in its own units, (series, V, H, outputs) in the order of `_output_names`."""
+        size = (self.lookback_ + self.horizon_) * series[0].values.shape[1]
+        at_once = max(1, scoring.BATCH_VALUES // size)
+        blocks = []
+        for i in range(0, len(series), at_once):
+            some = series[i : i + at_once]
+            inputs = self.preparation_.last_inputs(some, known[i : i + at_once], columns)
+            forecast = self._forecast(inputs).cpu().double()
+            outputs = scoring.outputs(
+                self, forecast, inputs["past"][:, : len(columns)], levels, self.interval_bounds_
+            ).numpy()
+            found = [self.preparation_.scaler.of(s, columns) for s in some]
+            mean, scale, _ = (np.stack(x) for x in zip(*found, strict=True))
+            outputs = outputs * scale[..., None, None] + mean[..., None, None]
+            outputs[unobserved(some, len(columns), self.lookback_)] = np.nan
+            blocks.append(outputs)
+        return np.concatenate(blocks)
 
-    def _inputs(self, values: np.ndarray, times: pd.Index) -> np.ndarray:
-        scaled = (values - self.mean_) / self.scale_
-        return np.column_stack([scaled, calendar_features(times)]) if self.calendar_ else scaled  # type: ignore[arg-type]
+    def _output_names(self, columns: tuple, levels: tuple, *, quantiles: bool) -> list[tuple[Any, int, int]]:
+        """Return name, variate and number of each output to show."""
+        if quantiles and self.quantiles is None:
+            raise ValueError("quantiles=True needs a model fitted with quantiles, such as quantiles=[0.1, 0.5, 0.9]")
+        endings = ["", *(f"-{side}-{p}" for p in levels for side in ("lo", "hi"))]
+        if quantiles:
+            endings += [f"-q{q:g}" for q in self.quantiles]
+        return [(f"{c}{end}" if end else c, v, i) for v, c in enumerate(columns) for i, end in enumerate(endings)]
 
     def _set_feature_names(self) -> None:
         columns = self.layout_.columns
@@ -278,75 +378,17 @@ class BaseForecaster(SequenceEstimator):
             del self.feature_names_in_
 
     def _export_state(self) -> tuple[dict, dict[str, Tensor]]:
-        history = getattr(self, "history_", None)
         self._check_fitted_sizes()
-        for label in (*self.layout_.columns, self.layout_.time_name):
-            if not isinstance(label, str | int | float | None):
-                raise TypeError(f"the column {label!r} cannot be written to JSON; rename it to text or a number")
-        state = {
-            "layout": self.layout_.as_dict(),
-            "tail_times": _times_as_dict(self.tail_.index),
-            "calendar": self.calendar_,
-            "horizon": self.horizon_,
-            "history": None if history is None else history.astype(object).where(history.notna(), None).to_dict("list"),
-        }
-        arrays = {"mean": self.mean_, "scale": self.scale_, "tail": self.tail_.to_numpy()}
-        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
-        if hasattr(self, "network_"):
-            tensors |= {f"network.{k}": v.cpu() for k, v in self.network_.state_dict().items()}
-        return state, tensors
+        return state.export_state(self)
 
-    def _import_state(self, state: dict, tensors: dict[str, Tensor]) -> None:
-        self.layout_, self.calendar_ = FrameLayout.from_dict(state["layout"]), state["calendar"]
-        self.horizon_ = state["horizon"]
-        self.mean_, self.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
-        self.tail_ = pd.DataFrame(tensors["tail"].numpy(), index=_times_from_dict(state["tail_times"]))
-        self.lookback_ = len(self.tail_)
-        n_columns = len(self.layout_.columns)
-        if not n_columns == len(self.mean_) == len(self.scale_) == self.tail_.shape[1]:
-            raise ValueError(f"{n_columns} columns are described, but the scaler has {len(self.mean_)}")
-        self._set_feature_names()
-        weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        if weights:
-            with torch.random.fork_rng():
-                network = self._build_network(n_columns, len(CALENDAR) if self.calendar_ else 0)
-            network.to(next(iter(weights.values())).dtype).load_state_dict(weights)
-            self.network_ = network.eval()
-        if state["history"] is not None:
-            losses = [c for c in state["history"] if c != "epoch"]
-            self.history_ = pd.DataFrame(state["history"]).astype(dict.fromkeys(losses, float))
-            self.n_iter_ = len(self.history_)
+    def _import_state(self, stored: dict, tensors: dict[str, Tensor]) -> None:
+        state.import_state(self, stored, tensors)
 
 
-def draw_seed(random_state) -> int:
-    """Return a seed from an int, a numpy generator, or fresh entropy; numpy's global generator is left alone."""
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31))
+def _take_over(network: torch.nn.Module, earlier: torch.nn.Module) -> None:
     try:
-        return int(np.random.default_rng(random_state).integers(2**31))
-    except (ValueError, TypeError) as error:
-        message = f"random_state must be a non-negative integer, a numpy generator or None, got {random_state!r}"
-        raise ValueError(message) from error
-
-
-def _times_as_dict(times: pd.Index) -> dict[str, Any]:
-    if isinstance(times, pd.DatetimeIndex):
-        zone = None if times.tz is None else str(times.tz)
-        try:
-            pd.DatetimeIndex([], tz=zone)
-        except Exception as error:
-            raise TypeError(f"the time zone {times.tz!r} has no name to save; convert the times to one") from error
-        return {"kind": "stamps", "values": times.asi8.tolist(), "unit": times.unit, "tz": zone}
-    if isinstance(times, pd.PeriodIndex):
-        return {"kind": "periods", "values": times.asi8.tolist(), "freq": times.freqstr}
-    return {"kind": "numbers", "values": [int(t) for t in times]}
-
-
-def _times_from_dict(fields: dict[str, Any]) -> pd.Index:
-    values = np.array(fields["values"], dtype=np.int64)
-    if fields["kind"] == "stamps":
-        stamps = pd.DatetimeIndex(values.view(f"datetime64[{fields['unit']}]"))
-        return stamps.tz_localize("UTC").tz_convert(fields["tz"]) if fields["tz"] else stamps
-    if fields["kind"] == "periods":
-        return pd.PeriodIndex.from_ordinals(values, freq=fields["freq"])
-    return pd.Index(values)
+        network.load_state_dict(earlier.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"warm_start=True cannot go on from the network of the last fit: {error}; set it to False to start afresh"
+        ) from error

@@ -11,7 +11,8 @@ from torch import Tensor
 from ssmseq.base import check_number
 from ssmseq.forecasting.base import BaseForecaster
 from ssmseq.forecasting.moments import centred_moments
-from ssmseq.forecasting.windows import Windows
+from ssmseq.forecasting.tokens import InputSizes
+from ssmseq.forecasting.windows import Windows, fill_gaps
 
 RANK = 1e-12  # variance of a direction, in units of the largest, below which rounding is all there is
 
@@ -32,6 +33,12 @@ class NaiveForecaster(BaseForecaster):
         Only sets the scale on which `evaluate` and `score` measure.
     time_col : str, optional
         Column that holds the times; see `fit`.
+    id_col : str, optional
+        Column that tells the series of a long frame apart. A frame with the columns unique_id, ds and y needs no word.
+    target : str or list of str, optional
+        Columns to forecast; by default "y" of a long frame, else all that have no other role.
+    freq : str or int, optional
+        Distance of the rows, as a pandas alias, or as an int for numbered rows; inferred by default.
 
     Examples
     --------
@@ -51,12 +58,18 @@ class NaiveForecaster(BaseForecaster):
         season_length: int = 1,
         scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
+        id_col: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | int | None = None,
     ):
         self.horizon = horizon
         self.lookback = lookback
         self.season_length = season_length
         self.scaler = scaler
         self.time_col = time_col
+        self.id_col = id_col
+        self.target = target
+        self.freq = freq
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -66,11 +79,11 @@ class NaiveForecaster(BaseForecaster):
                 f"season_length={self.season_length} is longer than lookback={self.lookback}; raise lookback"
             )
 
-    def _fit_model(self, train: Windows, valid: Windows | None, n_variates: int, n_covariates: int) -> int:
+    def _fit_model(self, train: Windows, valid: Windows | None, sizes: InputSizes) -> int:
         return self.lookback
 
-    def _forecast(self, inputs: Tensor) -> Tensor:
-        season = inputs[..., -self.season_length :]
+    def _forecast(self, inputs: dict[str, Tensor]) -> Tensor:
+        season = inputs["past"][..., -self.season_length :]
         return season.repeat(1, 1, -(-self.horizon // self.season_length))[..., : self.horizon]
 
 
@@ -106,6 +119,12 @@ class RidgeForecaster(BaseForecaster):
         Standardise each column by its training rows. Unscaled, columns of large variance decide the shared map.
     time_col : str, optional
         Column that holds the times; see `fit`.
+    id_col : str, optional
+        Column that tells the series of a long frame apart. A frame with the columns unique_id, ds and y needs no word.
+    target : str or list of str, optional
+        Columns to forecast; by default "y" of a long frame, else all that have no other role.
+    freq : str or int, optional
+        Distance of the rows, as a pandas alias, or as an int for numbered rows; inferred by default.
 
     Attributes
     ----------
@@ -150,6 +169,9 @@ class RidgeForecaster(BaseForecaster):
         validation_fraction: float = 0.2,
         scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
+        id_col: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | int | None = None,
     ):
         self.horizon = horizon
         self.lookback = lookback
@@ -157,6 +179,9 @@ class RidgeForecaster(BaseForecaster):
         self.validation_fraction = validation_fraction
         self.scaler = scaler
         self.time_col = time_col
+        self.id_col = id_col
+        self.target = target
+        self.freq = freq
 
     def _check_parameters(self) -> None:
         for name in ("lookback", "alpha"):
@@ -169,7 +194,7 @@ class RidgeForecaster(BaseForecaster):
     def _lookbacks(self) -> tuple:
         return _candidates(self.lookback)
 
-    def _fit_model(self, train: Windows, valid: Windows | None, n_variates: int, n_covariates: int) -> int:
+    def _fit_model(self, train: Windows, valid: Windows | None, sizes: InputSizes) -> int:
         lookbacks, alphas = self._lookbacks(), _candidates(self.alpha)
         if valid is None and len(lookbacks) * len(alphas) > 1:
             raise ValueError(
@@ -178,9 +203,9 @@ class RidgeForecaster(BaseForecaster):
             )
         rows, best, best_error = [], None, np.inf
         for lookback in map(int, lookbacks):
-            moments = centred_moments(train.series.numpy(), lookback, self.horizon)
+            moments = centred_moments(_whole(train), lookback, self.horizon)
             spared = train.lookback - lookback  # rows before which only a longer look-back begins
-            held_out = None if valid is None else centred_moments(valid.series.numpy()[spared:], lookback, self.horizon)
+            held_out = None if valid is None else centred_moments(_whole(valid, spared), lookback, self.horizon)
             for alpha, coef in zip(map(float, alphas), _solve(moments, lookback, alphas), strict=True):
                 error = 0.0 if held_out is None else _mean_square(held_out, coef)
                 found = {"lookback": lookback, "alpha": alpha, "train_mse": _mean_square(moments, coef)}
@@ -193,9 +218,10 @@ class RidgeForecaster(BaseForecaster):
         self.cv_results_ = pd.DataFrame(rows)
         return lookback
 
-    def _forecast(self, inputs: Tensor) -> Tensor:
-        mean = inputs.mean(-1, keepdim=True)
-        return (inputs - mean) @ torch.from_numpy(self.coef_).T + mean
+    def _forecast(self, inputs: dict[str, Tensor]) -> Tensor:
+        past = inputs["past"]
+        mean = past.mean(-1, keepdim=True)
+        return (past - mean) @ torch.from_numpy(self.coef_).T + mean
 
     def _export_state(self) -> tuple[dict, dict[str, Tensor]]:
         state, tensors = super()._export_state()
@@ -210,6 +236,14 @@ class RidgeForecaster(BaseForecaster):
             raise ValueError(
                 f"the map is of shape {self.coef_.shape}, but horizon and lookback are {self.horizon_, self.lookback_}"
             )
+
+
+def _whole(windows: Windows, spared: int = 0) -> list[np.ndarray]:
+    """Return the series from row `spared` on, with gaps filled by interpolation."""
+    blocks = [block[spared:].T for block in windows.blocks()]
+    if windows.has_gaps:
+        blocks = [fill_gaps(block, torch.isnan(block)) for block in blocks]
+    return [block.T.numpy() for block in blocks]
 
 
 def _candidates(value) -> tuple:

@@ -1,5 +1,6 @@
 """KARMA as an estimator; its network is in `karma_network`, its presets are here."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from ssmseq.base import check_choice, check_number
@@ -66,12 +67,29 @@ class KarmaForecaster(BaseForecaster):
         Layers.
     dropout : float
         In the embedding.
-    time_features : bool or "auto"
-        Add hour, day of week, day of month and day of year as four more tokens. "auto" does so if the frame has times.
+    time_features : bool, "auto" or list of str
+        Add features of the calendar as further tokens: those that tell rows of this frequency apart, or the ones named,
+        of "minute", "hour", "day_of_week", "day_of_month", "day_of_year" and "month". "auto" does so if the frame has
+        times.
+    past_covariates : list of str, optional
+        Columns that are known up to the forecast only; each is one more token.
+    future_covariates : list of str, optional
+        Columns that are known in advance, such as holidays or a weather forecast; each is one more token, of look-back
+        and horizon. `predict` asks for their future values.
+    static_covariates : list of str, optional
+        Columns of a long frame that are constant for each series, numbers or text; together one more token.
     scaler : {"standard", "none"}
         Standardise each column by its training rows before the network.
     time_col : str, optional
         Column that holds the times; see `fit`.
+    id_col : str, optional
+        Column that tells the series of a long frame apart. A frame with the columns unique_id, ds and y needs no word.
+    target : str or list of str, optional
+        Columns to forecast; by default "y" of a long frame, else all that have no other role.
+    freq : str or int, optional
+        Distance of the rows, as a pandas alias, or as an int for numbered rows; inferred by default.
+    quantiles : list of float, optional
+        Train for these quantiles with the quantile loss, 0.5 among them, which is the point forecast.
     learning_rate : float
         Initial rate of the optimiser.
     batch_size : int
@@ -94,6 +112,11 @@ class KarmaForecaster(BaseForecaster):
         With torch's default betas.
     weight_decay : float
         Not applied to the decay rates and skips of the scan.
+    warm_start : bool
+        Let `fit` go on from the weights of the last fit.
+    checkpoint_folder : str, optional
+        Folder that the state of the training is written to after every epoch. `fit` goes on from what it finds there,
+        and ends as if it had never been interrupted.
     random_state : int, numpy generator or None
         Repeats a run on the same machine; the global generators stay untouched.
     accelerator : str
@@ -176,9 +199,16 @@ class KarmaForecaster(BaseForecaster):
         expand: int = 2,
         n_layers: int = 2,
         dropout: float = 0.1,
-        time_features: bool | Literal["auto"] = "auto",
+        time_features: bool | Literal["auto"] | Sequence[str] = "auto",
+        past_covariates: Sequence[str] | None = None,
+        future_covariates: Sequence[str] | None = None,
+        static_covariates: Sequence[str] | None = None,
         scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
+        id_col: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | int | None = None,
+        quantiles: Sequence[float] | None = None,
         learning_rate: float = 1e-4,
         batch_size: int = 32,
         max_epochs: int = 10,
@@ -189,6 +219,8 @@ class KarmaForecaster(BaseForecaster):
         fredf_weight: float = 0.8,
         optimizer: Literal["adam", "adamw"] = "adam",
         weight_decay: float = 0.0,
+        warm_start: bool = False,
+        checkpoint_folder: str | None = None,
         random_state=None,
         accelerator: str = "auto",
         devices: int | str = "auto",
@@ -217,8 +249,15 @@ class KarmaForecaster(BaseForecaster):
         self.n_layers = n_layers
         self.dropout = dropout
         self.time_features = time_features
+        self.past_covariates = past_covariates
+        self.future_covariates = future_covariates
+        self.static_covariates = static_covariates
         self.scaler = scaler
         self.time_col = time_col
+        self.id_col = id_col
+        self.target = target
+        self.freq = freq
+        self.quantiles = quantiles
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -229,6 +268,8 @@ class KarmaForecaster(BaseForecaster):
         self.fredf_weight = fredf_weight
         self.optimizer = optimizer
         self.weight_decay = weight_decay
+        self.warm_start = warm_start
+        self.checkpoint_folder = checkpoint_folder
         self.random_state = random_state
         self.accelerator = accelerator
         self.devices = devices
@@ -290,9 +331,13 @@ class KarmaForecaster(BaseForecaster):
             raise ValueError(f"n_heads={self.n_heads} does not divide d_decomposition={self.d_decomposition}")
         wavelet_filter(self.wavelet)
 
-    def _build_network(self, n_variates: int, n_covariates: int) -> KarmaNetwork:
+    @property
+    def _fits_other_variates(self) -> bool:  # type: ignore[override]
+        return not self.affine and self.decomposition != "atcd"
+
+    def _build_network(self, sizes: InputSizes) -> KarmaNetwork:
         return KarmaNetwork(
-            InputSizes(n_variates=n_variates, lookback=self.lookback, horizon=self.horizon, n_past=n_covariates),
+            sizes,
             d_model=self.d_model,
             d_state=self.d_state,
             d_conv=self.d_conv,

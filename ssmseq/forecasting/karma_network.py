@@ -100,7 +100,7 @@ class KarmaNetwork(nn.Module):
         affine: bool,
     ):
         super().__init__()
-        self.n_variates = sizes.n_variates
+        self.n_past = sizes.n_past
         mamba = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         self.window_norm = WindowNorm(sizes.n_variates if affine else 0)
         self.tokens = VariateTokens(sizes, d_model=d_model, dropout=dropout)
@@ -125,15 +125,16 @@ class KarmaNetwork(nn.Module):
 
     def forward(self, past: Tensor, future=None, static=None, missing=None) -> Tensor:
         """Map the inputs that `ssmseq.forecasting.tokens` describes to forecasts (B, V, H) or (B, V, H, Q)."""
-        variates, statistics = self.window_norm(past[:, : self.n_variates])
+        n_variates = past.shape[1] - self.n_past
+        variates, statistics = self.window_norm(past[:, :n_variates])
         season, trend = variates, None
         if self.decomposition is not None:
             season, trend = self.decomposition(variates)
-        tokens = self.tokens(torch.cat([season, past[:, self.n_variates :]], 1), future, static, missing)
+        tokens = self.tokens(torch.cat([season, past[:, n_variates:]], 1), future, static, missing)
         low, high = self.wavelet(tokens)
         for layer in self.layers:
             tokens, low, high = layer(tokens, low, high)
-        tokens = self.norm(self.wavelet.inverse(low, high)[..., : tokens.shape[-1]] + tokens)[:, : self.n_variates]
+        tokens = self.norm(self.wavelet.inverse(low, high)[..., : tokens.shape[-1]] + tokens)[:, :n_variates]
         if trend is not None:
             tokens = tokens + self.trend_projection(self.trend_mixer(self.trend_embedding(trend)))
         return self.window_norm.inverse(self.head(tokens), statistics)

@@ -7,35 +7,27 @@ shift", ICLR 2022.
 Differences from the authors' code: no dropout, and no option of one map per variate.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ssmseq.forecasting.base import BaseForecaster
-from ssmseq.nn import Linear
-
-EPSILON = 1e-5  # added to the variance of a window; its square keeps the division by a learned scale from zero
+from ssmseq.forecasting.tokens import Head, InputSizes, WindowNorm
 
 
 class LinearNetwork(nn.Module):
-    """Normalise each window and variate, map it, and undo the normalisation.
+    """Normalise each window and variate, map it, and undo the normalisation."""
 
-    Parameters are those of `LinearForecaster`; `n_variates` counts the forecast columns.
-    """
-
-    def __init__(self, *, n_variates: int, lookback: int, horizon: int):
+    def __init__(self, sizes: InputSizes):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(n_variates, 1))
-        self.shift = nn.Parameter(torch.zeros(n_variates, 1))
-        self.projection = Linear(lookback, horizon)
+        self.window_norm = WindowNorm(sizes.n_variates)
+        self.head = Head(sizes.lookback, sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map windows (B, V, L) to forecasts (B, V, H)."""
-        mean = x.mean(-1, keepdim=True)
-        spread = torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + EPSILON)
-        forecast = self.projection((x - mean) / spread * self.scale + self.shift)
-        return (forecast - self.shift) / (self.scale + EPSILON**2) * spread + mean
+    def forward(self, past: Tensor, missing=None) -> Tensor:
+        """Map filled windows (B, V, L) to forecasts (B, V, H) or (B, V, H, Q); where they were filled has no effect."""
+        variates, statistics = self.window_norm(past)
+        return self.window_norm.inverse(self.head(variates), statistics)
 
 
 class LinearForecaster(BaseForecaster):
@@ -55,6 +47,14 @@ class LinearForecaster(BaseForecaster):
         Standardise each column by its training rows before the network.
     time_col : str, optional
         Column that holds the times; see `fit`.
+    id_col : str, optional
+        Column that tells the series of a long frame apart. A frame with the columns unique_id, ds and y needs no word.
+    target : str or list of str, optional
+        Columns to forecast; by default "y" of a long frame, else all that have no other role.
+    freq : str or int, optional
+        Distance of the rows, as a pandas alias, or as an int for numbered rows; inferred by default.
+    quantiles : list of float, optional
+        Train for these quantiles with the quantile loss, 0.5 among them, which is the point forecast.
     learning_rate : float
         Initial rate of the optimiser.
     batch_size : int
@@ -77,6 +77,11 @@ class LinearForecaster(BaseForecaster):
         With torch's default betas.
     weight_decay : float
         Of the optimiser.
+    warm_start : bool
+        Let `fit` go on from the weights of the last fit.
+    checkpoint_folder : str, optional
+        Folder that the state of the training is written to after every epoch. `fit` goes on from what it finds there,
+        and ends as if it had never been interrupted.
     random_state : int, numpy generator or None
         Repeats a run on the same machine; the global generators stay untouched.
     accelerator : str
@@ -136,6 +141,10 @@ class LinearForecaster(BaseForecaster):
         lookback: int = 96,
         scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
+        id_col: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | int | None = None,
+        quantiles: Sequence[float] | None = None,
         learning_rate: float = 5e-3,
         batch_size: int = 32,
         max_epochs: int = 10,
@@ -146,6 +155,8 @@ class LinearForecaster(BaseForecaster):
         fredf_weight: float = 0.8,
         optimizer: Literal["adam", "adamw"] = "adam",
         weight_decay: float = 0.0,
+        warm_start: bool = False,
+        checkpoint_folder: str | None = None,
         random_state=None,
         accelerator: str = "auto",
         devices: int | str = "auto",
@@ -162,6 +173,10 @@ class LinearForecaster(BaseForecaster):
         self.lookback = lookback
         self.scaler = scaler
         self.time_col = time_col
+        self.id_col = id_col
+        self.target = target
+        self.freq = freq
+        self.quantiles = quantiles
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -172,6 +187,8 @@ class LinearForecaster(BaseForecaster):
         self.fredf_weight = fredf_weight
         self.optimizer = optimizer
         self.weight_decay = weight_decay
+        self.warm_start = warm_start
+        self.checkpoint_folder = checkpoint_folder
         self.random_state = random_state
         self.accelerator = accelerator
         self.devices = devices
@@ -184,5 +201,5 @@ class LinearForecaster(BaseForecaster):
         self.num_workers = num_workers
         self.verbose = verbose
 
-    def _build_network(self, n_variates: int, n_covariates: int) -> LinearNetwork:
-        return LinearNetwork(n_variates=n_variates, lookback=self.lookback, horizon=self.horizon)
+    def _build_network(self, sizes: InputSizes) -> LinearNetwork:
+        return LinearNetwork(sizes)

@@ -6,12 +6,14 @@ enter and leave at the two ends of the series, so every other row follows from t
 for T rows, V variates and windows of S rows, and memory does not grow with the number of windows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 BLOCK = 2**17  # values that pass through a processor's cache at a time
 
 
-def centred_moments(series: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
+def centred_moments(blocks: Sequence[np.ndarray], lookback: int, horizon: int) -> np.ndarray:
     r"""Return the mean of :math:`(z - \bar x)(z - \bar x)^\top` over all windows z of all columns.
 
     Here :math:`\bar x` is the mean of the first `lookback` values of the window. Adding a constant to a column changes
@@ -19,8 +21,8 @@ def centred_moments(series: np.ndarray, lookback: int, horizon: int) -> np.ndarr
 
     Parameters
     ----------
-    series : array (T, V)
-        Rows one after another; at least ``lookback + horizon``.
+    blocks : sequence of array (T, V)
+        Series, rows one after another. Those shorter than ``lookback + horizon`` have no window; one at least has.
     lookback, horizon : int
         In rows.
 
@@ -30,8 +32,9 @@ def centred_moments(series: np.ndarray, lookback: int, horizon: int) -> np.ndarr
         In float64.
     """
     size = lookback + horizon
-    n_windows = len(series) - size + 1
-    moments = _moments(series, size) / (n_windows * series.shape[1])
+    blocks = [block for block in blocks if len(block) >= size]
+    n_windows = sum((len(block) - size + 1) * block.shape[1] for block in blocks)
+    moments = sum(_moments(block, size) for block in blocks) / n_windows
     with_mean = moments[:lookback].mean(0)
     return moments - with_mean[:, None] - with_mean + with_mean[:lookback].mean()
 

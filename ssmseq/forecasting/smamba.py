@@ -8,6 +8,7 @@ estimator. As in that code, and unlike the paper's algorithm box, there are inst
 dropout, a residual around the feed-forward net and a final normalisation.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,24 +16,21 @@ from torch import Tensor, nn
 
 from ssmseq.base import check_choice, check_number
 from ssmseq.forecasting.base import BaseForecaster
-from ssmseq.nn import Linear, SMambaEncoderLayer
+from ssmseq.forecasting.tokens import Head, InputSizes, VariateTokens, WindowNorm
+from ssmseq.nn import SMambaEncoderLayer
 from ssmseq.nn.bidirectional import ACTIVATIONS
-
-EPSILON = 1e-5  # added to the variance of a window
 
 
 class SMambaNetwork(nn.Module):
-    """Tokens are variates (then calendar covariates); the scan runs over tokens, never over time.
+    """Tokens are variates, then covariates; the scan runs over tokens, never over time.
 
-    Parameters are those of `SMambaForecaster`; `n_variates` counts the forecast columns.
+    Parameters are those of `SMambaForecaster`.
     """
 
     def __init__(
         self,
+        sizes: InputSizes,
         *,
-        n_variates: int,
-        lookback: int,
-        horizon: int,
         d_model: int,
         d_state: int,
         d_conv: int,
@@ -44,9 +42,9 @@ class SMambaNetwork(nn.Module):
         normalize: bool,
     ):
         super().__init__()
-        self.n_variates, self.normalize = n_variates, normalize
-        self.embedding = Linear(lookback, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.n_past = sizes.n_past
+        self.window_norm = WindowNorm() if normalize else None
+        self.tokens = VariateTokens(sizes, d_model=d_model, dropout=dropout)
         self.layers = nn.ModuleList(
             SMambaEncoderLayer(
                 d_model=d_model,
@@ -60,22 +58,20 @@ class SMambaNetwork(nn.Module):
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)
-        self.projection = Linear(d_model, horizon)
+        self.head = Head(d_model, sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map windows (B, V + K, L), variates first, to forecasts (B, V, H)."""
-        variates, covariates = x[:, : self.n_variates], x[:, self.n_variates :]
-        mean = scale = None
-        if self.normalize:
-            mean = variates.mean(-1, keepdim=True).detach()
-            variates = variates - mean
-            scale = torch.sqrt(variates.var(-1, keepdim=True, unbiased=False) + EPSILON)
-            variates = variates / scale
-        tokens = self.dropout(self.embedding(torch.cat([variates, covariates], 1)))
+    def forward(self, past: Tensor, future=None, static=None, missing=None) -> Tensor:
+        """Map the inputs that `ssmseq.forecasting.tokens` describes to forecasts (B, V, H) or (B, V, H, Q)."""
+        n_variates = past.shape[1] - self.n_past
+        statistics = None
+        if self.window_norm is not None:
+            variates, statistics = self.window_norm(past[:, :n_variates])
+            past = torch.cat([variates, past[:, n_variates:]], 1)
+        tokens = self.tokens(past, future, static, missing)
         for layer in self.layers:
             tokens = layer(tokens)
-        forecast = self.projection(self.norm(tokens[:, : self.n_variates]))
-        return forecast if mean is None else forecast * scale + mean
+        forecast = self.head(self.norm(tokens[:, :n_variates]))
+        return forecast if self.window_norm is None else self.window_norm.inverse(forecast, statistics)
 
 
 class SMambaForecaster(BaseForecaster):
@@ -109,12 +105,29 @@ class SMambaForecaster(BaseForecaster):
         Of the feed-forward nets.
     normalize : bool
         Centre and scale every window by its own mean and standard deviation, and undo it on the forecast.
-    time_features : bool or "auto"
-        Add hour, day of week, day of month and day of year as four more tokens. "auto" does so if the frame has times.
+    time_features : bool, "auto" or list of str
+        Add features of the calendar as further tokens: those that tell rows of this frequency apart, or the ones named,
+        of "minute", "hour", "day_of_week", "day_of_month", "day_of_year" and "month". "auto" does so if the frame has
+        times.
+    past_covariates : list of str, optional
+        Columns that are known up to the forecast only; each is one more token.
+    future_covariates : list of str, optional
+        Columns that are known in advance, such as holidays or a weather forecast; each is one more token, of look-back
+        and horizon. `predict` asks for their future values.
+    static_covariates : list of str, optional
+        Columns of a long frame that are constant for each series, numbers or text; together one more token.
     scaler : {"standard", "none"}
         Standardise each column by its training rows before the network.
     time_col : str, optional
         Column that holds the times; see `fit`.
+    id_col : str, optional
+        Column that tells the series of a long frame apart. A frame with the columns unique_id, ds and y needs no word.
+    target : str or list of str, optional
+        Columns to forecast; by default "y" of a long frame, else all that have no other role.
+    freq : str or int, optional
+        Distance of the rows, as a pandas alias, or as an int for numbered rows; inferred by default.
+    quantiles : list of float, optional
+        Train for these quantiles with the quantile loss, 0.5 among them, which is the point forecast.
     learning_rate : float
         Initial rate of the optimiser.
     batch_size : int
@@ -137,6 +150,11 @@ class SMambaForecaster(BaseForecaster):
         With torch's default betas.
     weight_decay : float
         Not applied to the decay rates and skips of the scan.
+    warm_start : bool
+        Let `fit` go on from the weights of the last fit.
+    checkpoint_folder : str, optional
+        Folder that the state of the training is written to after every epoch. `fit` goes on from what it finds there,
+        and ends as if it had never been interrupted.
     random_state : int, numpy generator or None
         Repeats a run on the same machine; the global generators stay untouched.
     accelerator : str
@@ -201,9 +219,16 @@ class SMambaForecaster(BaseForecaster):
         dropout: float = 0.1,
         activation: Literal["gelu", "relu", "silu"] = "gelu",
         normalize: bool = True,
-        time_features: bool | Literal["auto"] = "auto",
+        time_features: bool | Literal["auto"] | Sequence[str] = "auto",
+        past_covariates: Sequence[str] | None = None,
+        future_covariates: Sequence[str] | None = None,
+        static_covariates: Sequence[str] | None = None,
         scaler: Literal["standard", "none"] = "standard",
         time_col: str | None = None,
+        id_col: str | None = None,
+        target: str | Sequence[str] | None = None,
+        freq: str | int | None = None,
+        quantiles: Sequence[float] | None = None,
         learning_rate: float = 1e-4,
         batch_size: int = 32,
         max_epochs: int = 10,
@@ -214,6 +239,8 @@ class SMambaForecaster(BaseForecaster):
         fredf_weight: float = 0.8,
         optimizer: Literal["adam", "adamw"] = "adam",
         weight_decay: float = 0.0,
+        warm_start: bool = False,
+        checkpoint_folder: str | None = None,
         random_state=None,
         accelerator: str = "auto",
         devices: int | str = "auto",
@@ -238,8 +265,15 @@ class SMambaForecaster(BaseForecaster):
         self.activation = activation
         self.normalize = normalize
         self.time_features = time_features
+        self.past_covariates = past_covariates
+        self.future_covariates = future_covariates
+        self.static_covariates = static_covariates
         self.scaler = scaler
         self.time_col = time_col
+        self.id_col = id_col
+        self.target = target
+        self.freq = freq
+        self.quantiles = quantiles
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -250,6 +284,8 @@ class SMambaForecaster(BaseForecaster):
         self.fredf_weight = fredf_weight
         self.optimizer = optimizer
         self.weight_decay = weight_decay
+        self.warm_start = warm_start
+        self.checkpoint_folder = checkpoint_folder
         self.random_state = random_state
         self.accelerator = accelerator
         self.devices = devices
@@ -270,11 +306,9 @@ class SMambaForecaster(BaseForecaster):
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         check_choice("normalize", self.normalize, (True, False))
 
-    def _build_network(self, n_variates: int, n_covariates: int) -> SMambaNetwork:
+    def _build_network(self, sizes: InputSizes) -> SMambaNetwork:
         return SMambaNetwork(
-            n_variates=n_variates,
-            lookback=self.lookback,
-            horizon=self.horizon,
+            sizes,
             d_model=self.d_model,
             d_state=self.d_state,
             d_conv=self.d_conv,

@@ -13,6 +13,8 @@ import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
 DAY = pd.Timedelta("1D")
+WITH_GAPS = ("B", "MS", "ME")  # frequencies that rows with gaps are tried on, besides an even step
+SPARSEST = 10  # a grid may have so many times as many rows as were given, before they count as irregular
 
 
 def as_times(index: pd.Index, where: str) -> pd.Index:
@@ -40,47 +42,99 @@ def kind_of(times: pd.Index) -> str:
     return "periods" if isinstance(times, pd.PeriodIndex) else "numbers"
 
 
-def frequency(times: pd.Index, known=None):
-    """Return the distance of the rows, or the known one after a check.
+def regular_grid(times: pd.Index, freq=None) -> tuple[pd.Index, np.ndarray | None, Any]:
+    """Find the evenly spaced times that sorted times belong to.
 
     Parameters
     ----------
     times : pandas.Index (T,)
         Sorted.
-    known : optional
-        The distance that must hold.
+    freq : optional
+        The distance of rows that must hold; otherwise it is inferred.
+
+    Returns
+    -------
+    grid : pandas.Index
+        From the first time to the last.
+    places : int array (T,) or None
+        Where each time stands in the grid; None if it has no gaps.
+    freq
+        An alias, or an int for numbered rows.
 
     Raises
     ------
     ValueError
-        If times are duplicated, irregular, or not `known` apart.
+        If times are duplicated, or if they do not fit one grid; it names the first that does not.
     """
     _reject_duplicates(times)
-    if known is not None:
-        _require(times, known)
-        return known
+    if freq is None:
+        freq = _inferred(times)
+    if isinstance(times, pd.PeriodIndex) and not str(freq).endswith(times.freq.base.freqstr):
+        raise ValueError(f"the rows are periods of {times.freqstr!r}, but the frequency is {freq!r}")
+    if _is_even(times, freq):
+        return times, None, freq
+    grid = _grid(times, freq)
+    places = grid.get_indexer(times)
+    if (places < 0).any():
+        at = int(np.flatnonzero(places < 0)[0])
+        if len(times) == 1:
+            raise ValueError(f"the time {times[0]} does not fit the frequency {freq!r}")
+        raise ValueError(_irregular(times, max(at - 1, 0), f"the frequency {freq!r}"))
+    return grid, places, freq
+
+
+def _is_even(times: pd.Index, freq) -> bool:
+    if isinstance(times, pd.DatetimeIndex):
+        expected = pd.date_range(times[0], periods=len(times), freq=freq)
+        return bool(np.array_equal(expected.asi8, times.as_unit(expected.unit).asi8))
+    return bool((np.diff(_ordinals(times)) == _count(freq)).all())
+
+
+def _grid(times: pd.Index, freq) -> pd.Index:
+    if isinstance(times, pd.DatetimeIndex):
+        return pd.date_range(times[0], times[-1], freq=freq).as_unit(times.unit)
+    first, last = _ordinals(times)[[0, -1]]
+    steps = np.arange(first, last + 1, _count(freq))
+    if isinstance(times, pd.PeriodIndex):
+        return pd.PeriodIndex.from_ordinals(steps, freq=times.freq)
+    return pd.Index(steps, name=times.name)
+
+
+def _inferred(times: pd.Index):
+    """Return the distance of the rows: of even ones exactly, of others the one that leaves the fewest gaps."""
     given = getattr(times, "freq", None) if isinstance(times, pd.DatetimeIndex) else None
     if given is not None and given.n > 0:
         return given.freqstr
     if len(times) == 1:
-        raise ValueError("one row is too few to find the time step; give at least lookback + horizon rows")
+        raise ValueError("one row is too few to find the time step; give more rows, or the parameter freq")
     step, at = _commonest_step(times)
     if not isinstance(times, pd.DatetimeIndex):
-        if at is not None:
-            raise ValueError(_irregular(times, at, f"a step of {step}"))
+        _require_multiples(times, step, f"a step of {step}")
         return f"{step}{times.freq.base.freqstr}" if isinstance(times, pd.PeriodIndex) else step
     distance: Any = pd.Timedelta(step, times.unit)
-    if at is None and distance % DAY:
+    if distance % DAY:
+        _require_multiples(times, step, f"a step of {distance}")
         return to_offset(distance).freqstr
     # Days, weeks and months keep the wall clock, which may move against the step of a day when clocks change.
     wall = times.tz_localize(None)
     found = _quietly(pd.infer_freq, wall) if len(wall) > 2 else None
-    found = getattr(found, "freqstr", found)  # pandas is about to return the offset itself
-    if found is None and at is None:
+    if found is not None:
+        return getattr(found, "freqstr", found)  # pandas is about to return the offset itself
+    if at is None:
         return f"{distance // DAY}D"
-    if found is None:
-        raise ValueError(_irregular(times, at or 0, f"a step of {distance}"))
-    return found
+    grids = {freq: pd.date_range(wall[0], wall[-1], freq=freq) for freq in (f"{distance // DAY}D", *WITH_GAPS)}
+    fitting = {freq: len(grid) for freq, grid in grids.items() if wall.isin(grid).all()}
+    if not fitting or min(fitting.values()) > SPARSEST * len(times):
+        raise ValueError(_irregular(times, at, f"a step of {distance}"))
+    return min(fitting, key=lambda freq: fitting[freq])
+
+
+def _require_multiples(times: pd.Index, step: int, expected: str) -> None:
+    steps = np.diff(_ordinals(times))
+    wrong = np.flatnonzero(steps % step)
+    if len(wrong) or steps.sum() > SPARSEST * step * len(times):
+        at = wrong[0] if len(wrong) else steps.argmax()
+        raise ValueError(_irregular(times, int(at), expected))
 
 
 def future_times(times: pd.Index, freq, n_rows: int) -> pd.Index:
@@ -123,20 +177,6 @@ def _commonest_step(times: pd.Index) -> tuple[int, int | None]:
     return int(step), None if len(found) == 1 else int(np.flatnonzero(steps != step)[0])
 
 
-def _require(times: pd.Index, known) -> None:
-    if isinstance(times, pd.DatetimeIndex):
-        expected = pd.date_range(times[0], periods=len(times), freq=known)
-        wrong = np.flatnonzero(np.asarray(expected != times))
-    elif isinstance(times, pd.PeriodIndex) and not str(known).endswith(times.freq.base.freqstr):
-        raise ValueError(f"the rows are periods of {times.freqstr!r}, but fit saw {known!r}")
-    else:
-        wrong = np.flatnonzero(np.diff(_ordinals(times)) != _count(known)) + 1
-    if len(wrong):
-        if len(times) == 1:
-            raise ValueError(f"the time {times[0]} does not fit the frequency {known!r} that fit saw")
-        raise ValueError(_irregular(times, max(int(wrong[0]) - 1, 0), f"the frequency {known!r} that fit saw"))
-
-
 def _reject_duplicates(times: pd.Index) -> None:
     duplicated = times.duplicated()
     if duplicated.any():
@@ -150,6 +190,7 @@ def _reject_duplicates(times: pd.Index) -> None:
 def _irregular(times: pd.Index, at: int, expected: str) -> str:
     return (
         f"the rows are not evenly spaced: after {times[at]} comes {times[at + 1]}, which does not fit {expected}. "
-        "Bring them to a regular grid first (frame.asfreq(...), frame.resample(...).mean()), or drop the times "
-        "(frame.reset_index(drop=True)) to take the rows as evenly spaced"
+        "Give the parameter freq if the rows have gaps, bring them to a regular grid first "
+        "(frame.resample(...).mean()), or drop the times (frame.reset_index(drop=True)) to take the rows as evenly "
+        "spaced"
     )
