@@ -11,10 +11,14 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "SMambaForecaster": "ssmseq.forecasting",
     "KarmaForecaster": "ssmseq.forecasting",
+    "TSM2Forecaster": "ssmseq.forecasting",
     "NaiveForecaster": "ssmseq.forecasting",
     "RidgeForecaster": "ssmseq.forecasting",
     "LinearForecaster": "ssmseq.forecasting",
     "ForecastDisplay": "ssmseq.forecasting",
+    "HorizonErrorDisplay": "ssmseq.forecasting",
+    "InfluenceDisplay": "ssmseq.forecasting",
+    "DecompositionDisplay": "ssmseq.forecasting",
     "load": "ssmseq.persistence",
     "show_versions": "ssmseq.environment",
 }
@@ -22,22 +26,30 @@ _HOME = {
 if TYPE_CHECKING:
     from ssmseq.environment import show_versions
     from ssmseq.forecasting import (
+        DecompositionDisplay,
         ForecastDisplay,
+        HorizonErrorDisplay,
+        InfluenceDisplay,
         KarmaForecaster,
         LinearForecaster,
         NaiveForecaster,
         RidgeForecaster,
         SMambaForecaster,
+        TSM2Forecaster,
     )
     from ssmseq.persistence import load
 
 __all__ = [
+    "DecompositionDisplay",
     "ForecastDisplay",
+    "HorizonErrorDisplay",
+    "InfluenceDisplay",
     "KarmaForecaster",
     "LinearForecaster",
     "NaiveForecaster",
     "RidgeForecaster",
     "SMambaForecaster",
+    "TSM2Forecaster",
     "__version__",
     "load",
     "show_versions",

@@ -10,7 +10,14 @@ import tempfile
 from pathlib import Path
 
 FORMAT_VERSION = 1
-_FORECASTERS = ("SMambaForecaster", "KarmaForecaster", "NaiveForecaster", "RidgeForecaster", "LinearForecaster")
+_FORECASTERS = (
+    "SMambaForecaster",
+    "KarmaForecaster",
+    "TSM2Forecaster",
+    "NaiveForecaster",
+    "RidgeForecaster",
+    "LinearForecaster",
+)
 CLASSES: dict[str, str] = dict.fromkeys(_FORECASTERS, "ssmseq.forecasting")
 UNSAVED = ("callbacks", "logger", "trainer_params")  # live objects of a training run, not of the model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -1,6 +1,9 @@
 """Fits a network: the one LightningModule and the one Trainer of the library, and the only file that imports Lightning.
 
 Silent and file-free by default: no logger, no checkpoint, no model summary. The best weights are kept in memory.
+
+Shuffling and dropout of an epoch depend on the seed and the epoch's number alone, so that a resumed run needs no stored
+generators to end in the weights of one that was never cut.
 """
 
 import contextlib
@@ -12,19 +15,23 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ssmseq import checkpoints
 from ssmseq.base import check_choice, check_number
-from ssmseq.nn.losses import LOSSES, loss_of
+from ssmseq.memory import apply_network, check_memory
+from ssmseq.nn.losses import LOSSES, loss_of, quantiles_of, validation_loss_of
+from ssmseq.sampling import EpochSampler, mixed_seed
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES: dict[str, Callable[[int, int], float]] = {  # epoch counted from 0, number of epochs -> factor
@@ -48,6 +55,7 @@ def _check_parameters(e) -> None:
     check_number("fredf_weight", e.fredf_weight, minimum=0, maximum=1)
     check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
     check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
+    quantiles_of(e)
     for key in e.trainer_params or {}:
         if key in NAMED:
             raise ValueError(f"trainer_params may not hold {key!r}; it is a parameter of its own: set {key}=")
@@ -64,19 +72,30 @@ def _check_parameters(e) -> None:
 
 
 class _Module(pl.LightningModule):
-    def __init__(self, network: nn.Module, estimator):
+    def __init__(self, network: nn.Module, estimator, train: Dataset, valid: Dataset | None, sampler: EpochSampler):
         super().__init__()
-        self.network = network
-        # Validation always measures the squared error, so that runs with different losses can be compared.
-        self.losses = {"train_loss": loss_of(estimator), "valid_loss": F.mse_loss}
-        self.estimator = estimator
+        self.network, self.estimator, self.sampler = network, estimator, sampler
+        self.gaps = {"train_loss": getattr(train, "has_gaps", False), "valid_loss": getattr(valid, "has_gaps", False)}
+        self.losses = {
+            "train_loss": loss_of(estimator, masked=self.gaps["train_loss"]),
+            "valid_loss": validation_loss_of(estimator, masked=self.gaps["valid_loss"]),
+        }
         self.sums = {}
+
+    def setup(self, stage):
+        self.sampler.seed = self.trainer.strategy.broadcast(self.sampler.seed)  # all processes share one permutation
+
+    def on_train_epoch_start(self):
+        # Dropout draws from the global generators, which the caller of `fit_network` gives back as they were.
+        torch.manual_seed(mixed_seed(self.sampler.seed, self.current_epoch, self.global_rank + 1))
 
     def _step(self, part: str, batch):
         inputs, targets = batch
-        loss = self.losses[part](self.network(**inputs) if isinstance(inputs, dict) else self.network(inputs), targets)
+        loss = self.losses[part](apply_network(self.network, inputs), targets)
+        n_observed = (~targets.isnan()).sum() if self.gaps[part] else targets.numel()
         total, count = self.sums.get(part, (0.0, 0))
-        self.sums[part] = (total + loss.detach() * len(targets), count + len(targets))
+        wide = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))  # a sum in bfloat16 would stand still
+        self.sums[part] = (total + wide * n_observed, count + n_observed)
         return loss
 
     def training_step(self, batch, _):
@@ -88,6 +107,8 @@ class _Module(pl.LightningModule):
     def log_mean(self, part: str) -> None:
         # Summed here and logged once an epoch: logging every step would cost more Python than a small step computes.
         total, count = self.sums.pop(part)
+        sums = torch.stack([total, torch.as_tensor(count, dtype=total.dtype, device=total.device)])
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.log(part, total / count, prog_bar=True, sync_dist=self.trainer.world_size > 1)
 
     def on_validation_epoch_end(self):
@@ -118,9 +139,10 @@ class _Progress(Callback):
     bar: tqdm
 
     def on_train_start(self, trainer, pl_module):
-        total = int(trainer.num_training_batches) * trainer.max_epochs if trainer.max_epochs else None
+        steps = int(trainer.num_training_batches)
         hidden = not (sys.stderr.isatty() and trainer.is_global_zero)
-        self.bar = tqdm(total=total, file=sys.stderr, disable=hidden, unit="step")
+        done, total = steps * trainer.current_epoch, steps * trainer.max_epochs if trainer.max_epochs else None
+        self.bar = tqdm(initial=done, total=total, file=sys.stderr, disable=hidden, unit="step")
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.started = time.perf_counter()
@@ -188,6 +210,39 @@ class _Recorder(Callback):
         self.interrupted = isinstance(exception, KeyboardInterrupt)
 
 
+class _Keeper(Checkpoint):
+    """Writes the state of the run after every epoch, and takes it up again.
+
+    Lightning runs callbacks of this kind last: after the recorder, and after patience has counted the epoch.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict, recorder: _Recorder, state: dict | None):
+        self.folder, self.fingerprint, self.recorder, self.state = folder, fingerprint, recorder, state
+
+    def on_fit_start(self, trainer, pl_module: Any):
+        strategy = trainer.strategy
+        if not (isinstance(strategy, SingleDeviceStrategy) or type(strategy) is DDPStrategy):
+            raise ValueError(
+                f"checkpoint_folder needs the whole network in every process, which {type(strategy).__name__} does not "
+                "promise: set strategy='ddp', or callbacks=[ModelCheckpoint()] in place of checkpoint_folder"
+            )
+        checkpoints.callback_states(trainer)  # an error now is better than after the first epoch
+        if self.state is not None:
+            checkpoints.restore(trainer, pl_module.network, self.state)
+            vars(self.recorder).update(self.state["recorder"])
+            if pl_module.estimator.verbose and trainer.is_global_zero:
+                ended = trainer.should_stop or self.state["epoch"] == trainer.max_epochs
+                line = f"after epoch {self.state['epoch']} of {trainer.max_epochs} from {self.folder}"
+                print("nothing left to train" if ended else "resuming", line, file=sys.stderr, flush=True)
+            self.state = None  # as large as weights and optimiser together
+
+    def on_train_epoch_end(self, trainer, pl_module: Any):
+        if trainer.is_global_zero:
+            recorder = {name: getattr(self.recorder, name) for name in ("rows", "best", "best_loss")}
+            state = checkpoints.run_state(trainer, pl_module.network)
+            checkpoints.write(self.folder, {"fingerprint": self.fingerprint, "recorder": recorder, **state})
+
+
 def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | None, seed: int) -> pd.DataFrame:
     """Train a network in place and leave the best weights in it.
 
@@ -198,10 +253,12 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     estimator : SequenceEstimator
         Its training parameters are read: learning_rate, batch_size, max_epochs, patience, ...
     train, valid : torch.utils.data.Dataset
-        Fetched a batch at a time through ``__getitems__``, giving (inputs, targets). Without `valid` there is no early
-        stopping and the last weights stay.
+        Fetched a batch at a time through ``__getitems__``, giving (inputs, targets); inputs are a tensor, or tensors by
+        the names of the network's arguments. Targets hold NaN where a dataset with ``has_gaps`` true observed nothing.
+        Without `valid` there is no early stopping and the last weights stay.
     seed : int
-        Of the shuffling; the caller seeds the rest.
+        Of shuffling and dropout, by way of `checkpoints.resumable_seed`; the caller seeds the rest, and keeps torch's
+        global generators apart (``fork_rng``).
 
     Returns
     -------
@@ -212,9 +269,12 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     Raises
     ------
     ValueError
-        For a training parameter that cannot work, before any training; or if the validation loss is never finite.
+        For a training parameter that cannot work, or a `checkpoint_folder` that cannot be written to or is of another
+        run, before any training; or if the validation loss is never finite.
     TypeError
         For a callback of another namespace than lightning.pytorch.
+    MemoryError
+        If a step would take more memory than is free, before any training.
 
     Warns
     -----
@@ -222,11 +282,17 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
         If interrupted; the network then holds the best weights so far.
     """
     _check_parameters(estimator)
+    network.train()
     recorder = _Recorder(valid is not None)
-    loaders = _loaders(estimator, train, valid, seed)
+    keeper = _keeper(network, estimator, train, valid, seed, recorder)
+    sampler = EpochSampler(len(train), seed)  # type: ignore[arg-type]
     with _quiet(), _interruptible(recorder):
-        trainer = _trainer(estimator, recorder)
-        trainer.fit(_Module(network, estimator), loaders[0], loaders[1])
+        trainer = _trainer(estimator, recorder, keeper)
+        window, _ = train.__getitems__([0])  # type: ignore[attr-defined]
+        device, precision = trainer.strategy.root_device, trainer.precision
+        check_memory(network, window, estimator.batch_size, device=device, precision=precision)
+        module = _Module(network, estimator, train, valid, sampler)
+        trainer.fit(module, *_loaders(estimator, train, valid, sampler))
     if recorder.best is not None:
         network.load_state_dict(recorder.best)
     elif not recorder.interrupted and recorder.diverged():
@@ -242,16 +308,25 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     return pd.DataFrame(recorder.rows, columns=columns)
 
 
-def _loaders(estimator, train: Dataset, valid: Dataset | None, seed: int) -> tuple[DataLoader, DataLoader | None]:
+def _keeper(network, estimator, train, valid, seed: int, recorder: _Recorder) -> _Keeper | None:
+    folder = checkpoints.folder_of(estimator)
+    if folder is None:
+        return None
+    fingerprint = checkpoints.fingerprint(estimator, network, train, valid, seed)
+    state = checkpoints.open_folder(folder, fingerprint, estimator.max_epochs)
+    return _Keeper(folder, fingerprint, recorder, state)
+
+
+def _loaders(estimator, train, valid, sampler: EpochSampler) -> tuple[DataLoader, DataLoader | None]:
     size = estimator.batch_size
-    common = {"batch_size": size, "num_workers": estimator.num_workers, "collate_fn": _as_it_is}
-    shuffled = DataLoader(
-        train,
-        shuffle=True,
-        drop_last=len(train) >= size,  # type: ignore[arg-type]
-        generator=torch.Generator().manual_seed(seed),
-        **common,
-    )
+    # A loader draws from its generator whenever it starts; without one of its own it would take torch's.
+    common = {
+        "batch_size": size,
+        "num_workers": estimator.num_workers,
+        "collate_fn": _as_it_is,
+        "generator": torch.Generator(),
+    }
+    shuffled = DataLoader(train, sampler=sampler, drop_last=len(train) >= size, **common)
     return shuffled, None if valid is None else DataLoader(valid, shuffle=False, **common)
 
 
@@ -259,9 +334,9 @@ def _as_it_is(batch):
     return batch
 
 
-def _trainer(estimator, recorder: _Recorder) -> pl.Trainer:
+def _trainer(estimator, recorder: _Recorder, keeper: _Keeper | None) -> pl.Trainer:
     e = estimator
-    callbacks = [*(e.callbacks or []), recorder]
+    callbacks = [*(e.callbacks or []), recorder, *([keeper] if keeper else [])]
     if recorder.validates and e.patience is not None:
         callbacks.append(_Patience(e.patience))
     if e.verbose:

@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # lower ones first; a module may import from its own layer and from those before it
     ("ssmseq_kernels",),
     ("ssmseq.nn",),
-    ("ssmseq.base", "ssmseq.training", "ssmseq.persistence", "ssmseq.datasets"),
+    (
+        "ssmseq.base",
+        "ssmseq.checkpoints",
+        "ssmseq.memory",
+        "ssmseq.sampling",
+        "ssmseq.training",
+        "ssmseq.persistence",
+        "ssmseq.datasets",
+    ),
     ("ssmseq.forecasting",),
     ("ssmseq.cli", "ssmseq.environment"),
 )

@@ -13,7 +13,14 @@ from ssmseq.cli.contract import INTERRUPTED, OK, Parser, UsageError, add_common_
 from ssmseq.cli.progress import FitOutcome, fit_in_sight
 from ssmseq.cli.tables import read_table
 
-ESTIMATORS = ("SMambaForecaster", "KarmaForecaster", "NaiveForecaster", "RidgeForecaster", "LinearForecaster")
+ESTIMATORS = (
+    "SMambaForecaster",
+    "KarmaForecaster",
+    "TSM2Forecaster",
+    "NaiveForecaster",
+    "RidgeForecaster",
+    "LinearForecaster",
+)
 NO_OPTIONS = {"callbacks", "logger", "trainer_params"}  # live objects of a program
 NO_OPTIONS |= {"verbose"}  # --quiet and the kind of stderr decide
 USAGE = "ssmseq fit ESTIMATOR DATA --save FOLDER [--validation FILE] [--config FILE] [estimator options]"

@@ -17,6 +17,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="write the forecast here, as CSV or Parquet by its suffix, and not to stdout"
     )
+    parser.add_argument(
+        "--future", metavar="FILE", help="covariates known in advance, with the times (and ids) of the rows to forecast"
+    )
+    parser.add_argument(
+        "--level", metavar="PERCENT", type=int, nargs="+", default=[], help="add prediction intervals, such as 80 95"
+    )
+    parser.add_argument("--quantiles", action="store_true", help="add the quantiles that the model was trained for")
     add_common_options(parser)
     options = parser.parse_args(argv)
 
@@ -24,7 +31,9 @@ def run(argv: list[str]) -> int:
 
     estimator = ssmseq.load(options.folder)
     history = None if options.data is None else read_table(options.data, estimator.time_col, quiet=options.quiet)
-    forecast = with_time_column(estimator.predict(history), estimator.layout_.columns)
+    future = None if options.future is None else read_table(options.future, estimator.time_col, quiet=options.quiet)
+    found = estimator.predict(history, future=future, level=options.level, quantiles=options.quantiles)
+    forecast = with_time_column(found, estimator.layout_.columns)
     if options.output is not None:
         write_table(forecast, options.output)
         remark(f"{len(forecast)} rows written to {options.output}", quiet=options.quiet)

@@ -18,6 +18,7 @@ from ssmseq.forecasting.scaling import Scaler
 from ssmseq.forecasting.times import future_times
 from ssmseq.forecasting.tokens import InputSizes
 from ssmseq.forecasting.windows import Windows
+from ssmseq.nn.losses import quantiles_of
 
 SCALERS = ("standard", "none")
 
@@ -221,16 +222,12 @@ class BaseForecaster(SequenceEstimator):
         check_number("validation_fraction", self.validation_fraction, minimum=0, below=1)
         check_choice("scaler", self.scaler, SCALERS)
         check_choice("warm_start", self.warm_start, (True, False))
-        if isinstance(self.time_features, bool | str | np.bool):
+        if isinstance(self.time_features, str) or not np.iterable(self.time_features):
             check_choice("time_features", self.time_features, (True, False, "auto"))
         else:
             for name in self.time_features:
                 check_choice("time_features", name, tuple(CALENDAR))
-        if self.quantiles is not None:
-            for q in self.quantiles:
-                check_number("quantiles", q, above=0, below=1)
-            if 0.5 not in self.quantiles or sorted(set(self.quantiles)) != list(self.quantiles):
-                raise ValueError(f"quantiles must ascend and hold 0.5, the point forecast; got {self.quantiles!r}")
+        quantiles_of(self)
 
     def _lookbacks(self) -> tuple:
         """Return the look-backs that `fit` may choose from; the windows that it makes have the longest."""
@@ -238,9 +235,10 @@ class BaseForecaster(SequenceEstimator):
 
     def _fit_model(self, train: Windows, valid: Windows | None, sizes: InputSizes) -> int:
         """Fit on scaled windows and return the look-back that `_forecast` is to be given."""
+        from ssmseq.checkpoints import resumable_seed
         from ssmseq.training import fit_network
 
-        seed = draw_seed(self.random_state)
+        seed = resumable_seed(self, draw_seed(self.random_state))
         with torch.random.fork_rng():  # also of every CUDA device, so that the caller's generators stay as they are
             torch.manual_seed(seed)
             network = self._build_network(sizes).float()  # whatever torch's default dtype is

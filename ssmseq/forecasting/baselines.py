@@ -49,6 +49,7 @@ class NaiveForecaster(BaseForecaster):
     """
 
     validation_fraction = 0.0
+    window_dtype = np.float64
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def static_columns(table: pd.DataFrame, names: tuple, known: dict) -> tuple[np.n
             levels.append((name, None))
             continue
         categories = known.get(name) or tuple(sorted(column.dropna().astype(str).unique()))
-        codes = pd.Categorical(column.astype(str), categories=categories).codes
+        codes = pd.Index(categories).get_indexer(column.astype(str))
         if (codes < 0).any():
             odd = column[codes < 0].iloc[0]
             raise ValueError(f"static covariate {name!r} is {odd!r}, which fit did not see; it saw {list(categories)}")

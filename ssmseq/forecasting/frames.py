@@ -242,7 +242,8 @@ def _columns(table, roles: Roles, time_at, layout, *, other_columns: bool) -> tu
         new = [c for c in rest if c not in targets] if roles.target is None else []
         if lacking or new:
             told = [f"lacks {lacking}"] * bool(lacking) + [f"has {new} besides"] * bool(new)
-            n_seen, n_here = len(targets) + len(covariates), len(rest) + len(covariates) - len(lacking)
+            n_seen = len(targets) + len(covariates)
+            n_here = n_seen - len(lacking) + len(new)
             raise ValueError(
                 f"the frame {' and '.join(told)}: fit saw {n_seen} columns {[*targets, *covariates]}, this frame has "
                 f"{n_here}; give the same columns, or fit again"

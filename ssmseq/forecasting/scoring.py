@@ -25,7 +25,7 @@ def calibrate(estimator, windows: Windows, chosen: Tensor | None = None) -> Tens
     pooled = estimator.layout_.is_long
     if chosen is None:
         chosen = calibration_windows(len(windows), windows.n_targets * windows.horizon, pooled=pooled)
-    scores = [window_scores(point, y, x) for _, point, y, x, _ in _forecasts(estimator, windows, chosen)]
+    scores = [window_scores(point, y, x) for _, point, y, x, _ in forecasts(estimator, windows, chosen)]
     return score_bounds(torch.cat(scores), pooled=pooled)
 
 
@@ -56,7 +56,7 @@ def _half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_varia
     return found
 
 
-def _forecasts(estimator, windows: Windows, chosen) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def forecasts(estimator, windows: Windows, chosen) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Yield forecast, point forecast, truth, look-back of the variates (scaled, float64) and series, batch by batch."""
     at_once = max(1, BATCH_VALUES // (windows.view.shape[1] * windows.view.shape[2]))
     for start in range(0, len(chosen), at_once):
@@ -78,7 +78,7 @@ def evaluate(estimator, df, *, scaled: bool, levels: tuple, other_columns: bool)
     mean, scale, naive = (torch.from_numpy(np.stack(x)) for x in zip(*found, strict=True))
     sums: dict[str, Any] = dict.fromkeys(["squared", "absolute", "quantile", "size", "error", "count"], 0.0)
     by_series = torch.zeros(2, *scale.shape, dtype=torch.float64)  # absolute errors of each series, and their number
-    for forecast, point, truth, lookback, owner in _forecasts(estimator, windows, range(len(windows))):
+    for forecast, point, truth, lookback, owner in forecasts(estimator, windows, range(len(windows))):
         observed = ~torch.isnan(truth)
         unit = scale[owner].unsqueeze(-1)
         measured = 1.0 if scaled else unit
@@ -155,7 +155,7 @@ def _backtest_windows(model, series: list[Series], left: list[int], levels: tupl
     ends = np.cumsum(windows.lengths)
     starts = torch.as_tensor(np.add.outer(ends, -np.array(left)).ravel() - model.lookback_)
     chosen = windows.at(starts)
-    parts = [(f, x) for f, _, _, x, _ in _forecasts(model, chosen, range(len(chosen)))]
+    parts = [(f, x) for f, _, _, x, _ in forecasts(model, chosen, range(len(chosen)))]
     forecast, lookback = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     if recalibrate:
         found = _recalibrated(model, windows, starts, forecast, lookback, levels, recalibrate)
@@ -179,7 +179,7 @@ def _recalibrated(model, windows: Windows, starts: Tensor, forecast, lookback, l
     if len(scored) < 1 or first > int(starts[0]) - model.horizon_:
         raise ValueError("recalibrate needs windows that end before the first cutoff; give more rows before it")
     scores = torch.cat(
-        [window_scores(p, y, x).float() for _, p, y, x, _ in _forecasts(model, scored, range(len(scored)))]
+        [window_scores(p, y, x).float() for _, p, y, x, _ in forecasts(model, scored, range(len(scored)))]
     )
     found, renewed, bounds = [], None, None
     for n, start in enumerate(starts.tolist()):

@@ -54,6 +54,7 @@ class VariateTokens(nn.Module):
 
     def __init__(self, sizes: InputSizes, *, d_model: int, dropout: float):
         super().__init__()
+        self.n_past = sizes.n_past
         self.rows = Linear(sizes.lookback, d_model)
         self.future = Linear(sizes.lookback + sizes.horizon, d_model) if sizes.n_future else None
         self.static = Linear(sizes.n_static, d_model) if sizes.n_static else None
@@ -61,16 +62,20 @@ class VariateTokens(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, past: Tensor, future=None, static=None, missing=None) -> Tensor:
-        """Return the tokens (B, V + K + F [+ 1], d_model)."""
-        tokens = [self.rows(past)]
+        """Return the tokens (B, V [+ 1] + F + K, d_model): variates, static, future covariates, past covariates."""
+        tokens = self.rows(past)
+        if self.future is None and self.static is None and missing is None:
+            return self.dropout(tokens)
+        n_variates = past.shape[1] - self.n_past
+        variates, others = tokens[:, :n_variates], [tokens[:, n_variates:]]
         if self.missing is not None and missing is not None:
-            marks = self.missing(missing)
-            tokens = [tokens[0][:, : marks.shape[1]] + marks, tokens[0][:, marks.shape[1] :]]
+            variates = variates + self.missing(missing)
+        # A scan forgets with distance: what tells most of the horizon stands next to the variates.
         if self.future is not None:
-            tokens.append(self.future(future))
+            others.insert(0, self.future(future))
         if self.static is not None:
-            tokens.append(self.static(static).unsqueeze(1))
-        return self.dropout(torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0])
+            others.insert(0, self.static(static).unsqueeze(1))
+        return self.dropout(torch.cat([variates, *others], 1))
 
 
 class WindowNorm(nn.Module):
@@ -115,7 +120,7 @@ class WindowNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Map the token of each variate to its forecast; quantiles come out in ascending order.
+    """Map the token of each variate to its forecast; a trained one gives quantiles in ascending order.
 
     Sorting is the rearrangement of Chernozhukov et al., which never makes a quantile forecast worse.
 
@@ -134,4 +139,6 @@ class Head(nn.Module):
         y = self.projection(tokens)
         if self.n_quantiles == 1:
             return y
-        return y.unflatten(-1, (-1, self.n_quantiles)).sort(-1).values
+        y = y.unflatten(-1, (-1, self.n_quantiles))
+        # While it trains each output keeps its own quantile: sorted ones change places, which slows learning down.
+        return y if self.training else y.sort(-1).values

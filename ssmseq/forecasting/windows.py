@@ -119,12 +119,10 @@ def network_inputs(
     """Take windows (B, C, L + H) apart into the inputs that `ssmseq.forecasting.tokens` lists."""
     n_past = batch.shape[1] - n_future
     past = batch[:, :n_past, :lookback]
-    inputs = {}
+    inputs = {"past": past}
     if has_gaps:
         missing = torch.isnan(past)
-        past = fill_gaps(past, missing)
-        inputs["missing"] = missing[:, :n_targets].to(past.dtype)
-    inputs["past"] = past
+        inputs = {"past": fill_gaps(past, missing), "missing": missing[:, :n_targets].to(past.dtype)}
     if n_future:
         inputs["future"] = batch[:, n_past:]
     if static is not None:
@@ -144,6 +142,6 @@ def fill_gaps(x: Tensor, missing: Tensor) -> Tensor:
     first = torch.where(before < 0, after, before).clamp(max=length - 1)
     last = torch.where(after == length, before, after).clamp(min=0)
     known = torch.where(missing, 0.0, x)
-    share = (at - first) / (last - first).clamp(min=1)
+    share = (at - first).to(x.dtype) / (last - first).clamp(min=1)
     low, high = known.gather(-1, first), known.gather(-1, last)
-    return torch.where(missing, low + (high - low) * share.to(x.dtype), x)
+    return torch.where(missing, low + (high - low) * share, x)
