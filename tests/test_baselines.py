@@ -18,6 +18,7 @@ from ssmseq import ForecastDisplay, LinearForecaster, NaiveForecaster, RidgeFore
 from ssmseq.cli import main
 from ssmseq.forecasting.linear import LinearNetwork
 from ssmseq.forecasting.moments import centred_moments
+from ssmseq.forecasting.tokens import InputSizes
 from ssmseq.nn.losses import LOSSES, loss_of
 
 TRAINING = {"batch_size": 16, "max_epochs": 15, "random_state": 0, "accelerator": "cpu"}
@@ -73,7 +74,10 @@ def test_moments_are_those_of_explicit_windows_whatever_the_block(monkeypatch, n
     monkeypatch.setattr("ssmseq.forecasting.moments.BLOCK", block)
     values = np.random.default_rng(0).normal(size=(n_rows, n_columns)) + 1e4
     both = np.hstack(explicit_windows(values, 8, 4))
-    np.testing.assert_allclose(centred_moments(values, 8, 4), both.T @ both / len(both), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(centred_moments([values], 8, 4), both.T @ both / len(both), rtol=1e-7, atol=1e-9)
+    blocks = [values, values[:11], 2 * values[:12]]  # the second is too short for a window
+    both = np.vstack([both, np.hstack(explicit_windows(blocks[2], 8, 4))])
+    np.testing.assert_allclose(centred_moments(blocks, 8, 4), both.T @ both / len(both), rtol=1e-7, atol=1e-9)
 
 
 def test_errors_in_the_table_are_those_of_explicit_windows(waves):
@@ -145,7 +149,7 @@ def test_the_candidate_with_the_least_validation_error_wins(waves):
     est = ridge(**options, validation_fraction=0.25).fit(waves)
     best = est.cv_results_.loc[est.cv_results_["valid_mse"].idxmin()]
     assert (est.lookback_, est.alpha_) == (best["lookback"], best["alpha"]) == (16, 1e-3)
-    assert len(est.tail_) == 16
+    assert len(est.tail_[0]) == 16
     outside = ridge(**options).fit(waves[:150], validation=waves[150:])
     pd.testing.assert_frame_equal(outside.cv_results_, est.cv_results_)
     np.testing.assert_array_equal(outside.coef_, est.coef_)
@@ -153,7 +157,7 @@ def test_the_candidate_with_the_least_validation_error_wins(waves):
     np.testing.assert_array_equal(alone.coef_, est.coef_)
     pd.testing.assert_frame_equal(alone.predict(waves), est.predict(waves))
     shorter, alone = (ridge(lookback=n, alpha=1e4).fit(waves[:150], validation=waves[150:]) for n in ([40, 2], 2))
-    assert (shorter.lookback_, len(shorter.tail_)) == (2, 2)
+    assert (shorter.lookback_, len(shorter.tail_[0])) == (2, 2)
     pd.testing.assert_frame_equal(shorter.predict(), alone.predict())
     noise = waves[150:] * 0 + np.random.default_rng(0).normal(size=(50, 3)) * 1e3
     assert ridge(**options).fit(waves[:150], validation=noise).alpha_ == 1e4  # nothing beats the mean of the window
@@ -255,7 +259,7 @@ def test_round_trip_without_pickle(waves, tmp_path, monkeypatch):
 def test_a_map_of_another_size_is_refused(waves, tmp_path):
     ridge().fit(waves).save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["fitted"]["horizon"] = 5
+    config["fitted"]["horizon"] = config["params"]["horizon"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"does not fit RidgeForecaster: the map is of shape \(4, 8\)"):
         load(tmp_path)
@@ -282,19 +286,20 @@ def test_command_line_takes_candidates_and_tells_the_choice(waves, tmp_path, cap
 
 def test_linear_network_equals_its_formulas_and_has_the_published_size():
     torch.manual_seed(0)
-    network = LinearNetwork(n_variates=3, lookback=8, horizon=4).double()
+    network = LinearNetwork(InputSizes(n_variates=3, lookback=8, horizon=4)).double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
     w = {name: value.numpy() for name, value in network.state_dict().items()}
     x = np.random.default_rng(0).normal(size=(5, 3, 8)) * 3 + 2
     mean, spread = x.mean(-1, keepdims=True), np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    y = ((x - mean) / spread * w["scale"] + w["shift"]) @ w["projection.weight"].T + w["projection.bias"]
-    expected = (y - w["shift"]) / (w["scale"] + 1e-10) * spread + mean
+    scale, shift = w["window_norm.scale"], w["window_norm.shift"]
+    y = ((x - mean) / spread * scale + shift) @ w["head.projection.weight"].T + w["head.projection.bias"]
+    expected = (y - shift) / (scale + 1e-10) * spread + mean
     with torch.no_grad():
         np.testing.assert_allclose(network(torch.from_numpy(x)), expected, rtol=1e-9)
     published = {96: 9_326, 720: 69_854}
     for horizon, n_parameters in published.items():
-        full = LinearNetwork(n_variates=7, lookback=96, horizon=horizon)
+        full = LinearNetwork(InputSizes(n_variates=7, lookback=96, horizon=horizon))
         assert sum(p.numel() for p in full.parameters()) == n_parameters
 
 

@@ -208,7 +208,7 @@ WRONG = {
     "": "a command is missing",
     "forecast": "'forecast'",
     "info --colour": "--colour",
-    "fit": "SMambaForecaster, NaiveForecaster, RidgeForecaster, LinearForecaster",
+    "fit": "SMambaForecaster, KarmaForecaster, TSM2Forecaster, NaiveForecaster, RidgeForecaster, LinearForecaster",
     "fit Mamba9Forecaster x.csv": "LinearForecaster; got 'Mamba9Forecaster'",
     "fit SMambaForecaster --save m": "required: data",
     "fit SMambaForecaster x.csv": "required: save",
@@ -216,7 +216,7 @@ WRONG = {
     f"{FIT} --horizon many": "--horizon must be int, got 'many'",
     f"{FIT} --patience some": "--patience must be int or null, got 'some'",
     f"{FIT} --loss mape": "--loss must be 'mse', 'mae', 'huber', 'fredf', got 'mape'",
-    f"{FIT} --time_features 2": "--time_features must be bool or 'auto', got '2'",
+    f"{FIT} --time_features 2": "--time_features must be bool or 'auto' or list, got '2'",
     f"{FIT} --callbacks 3": "--callbacks",
     f"{FIT} --config none.yaml": "none.yaml",
     "predict": "FOLDER",
@@ -234,7 +234,7 @@ def test_wrong_usage_is_exit_2(line, fail):
 
 
 def test_failures_are_exit_1(frame, csv, model, tmp_path, fail):
-    frame.assign(load_1=frame["load_1"].where(frame.index != frame.index[7])).to_csv(tmp_path / "gap.csv")
+    frame.assign(load_1=float("inf")).to_csv(tmp_path / "endless.csv")
     frame[:5].to_csv(tmp_path / "short.csv")
     (tmp_path / "text.csv").write_text("town,a\nBern,1\nBasel,2\n")
     (tmp_path / "empty.csv").write_text("")
@@ -246,7 +246,7 @@ def test_failures_are_exit_1(frame, csv, model, tmp_path, fail):
         return ["fit", "SMambaForecaster", str(tmp_path / source), "--save", str(tmp_path / "m"), *SMALL, *words]
 
     cases = {
-        "'load_1'": fit_on("gap.csv"),
+        "'load_1'": fit_on("endless.csv"),
         "'town'": fit_on("text.csv"),
         "empty.csv": fit_on("empty.csv"),
         "half.csv.gz": fit_on("half.csv.gz"),

@@ -77,7 +77,8 @@ def test_a_long_frame_has_a_panel_for_each_series(waves):
         ForecastDisplay.from_estimator(est, short)
     one = pd.concat([long[long["unique_id"] == "a"], short[short["unique_id"] == "b"]])
     assert ForecastDisplay.from_estimator(est, one).columns == ["a"]
-    polar = ForecastDisplay.from_estimator(ridge().fit(pl.from_pandas(long)), pl.from_pandas(long), level=[80])
+    same = pl.DataFrame({c: long[c].to_list() for c in long})
+    polar = ForecastDisplay.from_estimator(ridge().fit(same), same, level=[80])
     np.testing.assert_array_equal(polar.frame()["lo-80"], frame["lo-80"])
 
 
@@ -170,7 +171,7 @@ def test_errors_of_the_steps_add_up_to_those_of_evaluate(fitted, waves):
         assert len(display.frame()) == 2 * 4
         for name, est in rivals.items():
             expected = est.evaluate(frame, scaled=scaled)
-            found = display.frame().query("estimator == @name")
+            found = display.frame()[display.frame()["estimator"] == name]
             assert list(found["step"]) == [1, 2, 3, 4]
             for metric in ("mse", "mae"):
                 np.testing.assert_allclose(

@@ -1,7 +1,8 @@
-"""Forecasters: bad input, units, leakage, validation, the schedule, and S-Mamba against its written formulas."""
+"""Forecasters: bad input, units, leakage, validation, and early stopping."""
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 
 import ssmseq.training
 from ssmseq import NaiveForecaster
-from ssmseq.forecasting.smamba import SMambaNetwork
 
 
 def naive(**changes) -> NaiveForecaster:
@@ -35,15 +35,23 @@ def slow_errors(est, frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
 BAD_FRAMES = {
     "text column": (lambda df: df.assign(b="x"), ["'b'", "not numeric", "drop or convert"]),
     "time column": (lambda df: df.assign(b=df.index), ["'b'", "not numeric"]),
-    "missing value": (lambda df: df.assign(b=df["b"].where(df.index != df.index[7])), ["'b'", "07:00", "fill"]),
-    "infinite value": (lambda df: df.assign(c=df["c"].where(df.index != df.index[3], np.inf)), ["'c'", "inf", "fill"]),
-    "missing flag": (lambda df: df.assign(b=pd.array([True, None] * 100, dtype="boolean")), ["'b'"]),
-    "missing count": (lambda df: df.assign(b=pd.array([1, None] * 100, dtype="Int64")), ["'b'", "100", "fill"]),
+    "complex column": (lambda df: df.assign(b=1j), ["'b'", "not numeric", "drop or convert"]),
+    "infinite value": (
+        lambda df: df.assign(c=df["c"].where(df.index != df.index[3], -np.inf)),
+        ["'c' holds 1 infinite", "03:00", "replace"],
+    ),
+    "infinite count": (lambda df: df.assign(b=pd.array([1.0, np.inf] * 100, dtype="Float64")), ["'b' holds 100 inf"]),
+    "no value": (lambda df: df.assign(b=np.nan), ["'b' has no value", "drop it", "fill"]),
+    "no nullable value": (lambda df: df.assign(b=pd.array([None] * 200, dtype="Int64")), ["'b' has no value"]),
     "duplicate time": (lambda df: pd.concat([df, df[3:4]]), ["03:00", "2 rows", "keep one"]),
-    "gap": (lambda df: df.drop(df.index[50]), ["2021-01-03 01:00", "03:00", "asfreq"]),
+    "duplicate time beside a gap": (lambda df: pd.concat([df[:50], df[51:], df[3:4]]), ["03:00", "2 rows"]),
     "jitter": (
         lambda df: df.set_axis(df.index + pd.to_timedelta(1.0 * (np.arange(200) == 9), "min")),
-        ["09:01", "asfreq"],
+        ["not evenly spaced", "08:00:00 comes", "09:01", "parameter freq", "resample"],
+    ),
+    "jitter beside a gap": (
+        lambda df: df.set_axis(df.index + pd.to_timedelta(1.0 * (np.arange(200) == 9), "min")).drop(df.index[50]),
+        ["not evenly spaced", "09:01", "parameter freq"],
     ),
     "no time": (lambda df: df.set_axis([*df.index[:5], pd.NaT, *df.index[6:]]), ["index", "row 5"]),
     "same name twice": (lambda df: df.set_axis(["a", "b", "a"], axis=1), ["'a'"]),
@@ -65,6 +73,18 @@ def test_bad_frames_are_refused_before_training(small, waves, no_training, name)
         assert not hasattr(est, "layout_")
 
 
+def test_missing_flags_counts_and_rows_are_no_obstacle(small, waves):
+    frame = waves.assign(
+        a=pd.array([True, False, None, True] * 50, dtype="boolean"),
+        b=pd.array([1, 2, 3, None] * 50, dtype="Int64"),
+    ).drop(waves.index[50])
+    for est in (small(max_epochs=1), naive()):
+        forecast = est.fit(frame).predict()
+        assert np.isfinite(forecast).all(axis=None)
+        assert forecast.index[0] == waves.index[-1] + pd.Timedelta("1h")
+        assert est.evaluate(frame)["n_windows"] == 200 - 8 - 4 + 1
+
+
 @pytest.mark.parametrize("n_rows", [2, 8, 11])
 def test_too_few_rows_names_both_sizes_and_the_remedy(small, waves, no_training, n_rows):
     with pytest.raises(ValueError, match=r"(?s)(?=.*\b12\b)(?=.*lookback)(?=.*(give|shorten))"):
@@ -83,7 +103,7 @@ BAD_OPTIONS = {
     "dropout": [1, -0.1, "x", math.nan],
     "activation": ["tanh", None],
     "normalize": ["yes", 2],
-    "time_features": ["hour", None],
+    "time_features": ["hour", None, 2, ["century"]],
     "scaler": ["minmax", None],
     "learning_rate": [0, -1e-3, math.nan, math.inf, "x"],
     "batch_size": [0, 2.5],
@@ -98,6 +118,8 @@ BAD_OPTIONS = {
     "num_workers": [-1, 0.5],
     "random_state": [-1],
     "time_col": ["when"],
+    "warm_start": ["yes", None],
+    "quantiles": [0.5, [0.1, 0.9], [0.5, 1.5]],
     "accelerator": ["abacus"],
     "precision": ["12-true"],
 }
@@ -105,7 +127,8 @@ BAD_OPTIONS = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_OPTIONS.items() for value in values])
 def test_bad_options_are_refused_by_name_before_training(small, waves, no_training, name, value):
-    with pytest.raises(ValueError, match=rf"(?is){name}.*{value if value != 0.001 else ''}"):
+    shown = re.escape(str(value)) if isinstance(value, str | int | float) and value != 0.001 else ""
+    with pytest.raises(ValueError, match=rf"(?is){name}.*{shown}"):
         small(**{name: value}).fit(waves)
 
 
@@ -136,16 +159,29 @@ def test_frames_unlike_that_of_fit_are_refused(fitted, waves):
         fitted.predict(waves.assign(z=1.0))
     with pytest.raises(ValueError, match=r"lacks \['a'\] and has \['A'\]"):
         fitted.evaluate(waves.rename(columns={"a": "A"}))
-    with pytest.raises(ValueError, match=r"'h' that fit saw"):
+    with pytest.raises(ValueError, match=r"2 steps apart.*'h' that fit saw.*set freq='h'"):
         fitted.predict(waves.asfreq("2h"))
+    with pytest.raises(ValueError, match=r"not evenly spaced.*'h'"):
+        fitted.predict(waves.set_axis(pd.date_range("2021", periods=200, freq="30min")))
     with pytest.raises(ValueError, match=r"numbers.*stamps"):
         fitted.predict(waves.reset_index(drop=True))
     with pytest.raises(ValueError, match=r"lookback=8.*has 7"):
         fitted.predict(waves[:7])
     with pytest.raises(ValueError, match=r"11 rows.*lookback=8.*horizon=4.*12"):
         fitted.evaluate(waves[:11])
-    with pytest.raises(ValueError, match="'b' holds 1 NaN"):
-        fitted.predict(waves.assign(b=waves["b"].where(waves.index != waves.index[9])))
+    with pytest.raises(ValueError, match="'b' holds 1 infinite values.*09:00"):
+        fitted.predict(waves.assign(b=waves["b"].where(waves.index != waves.index[9], np.inf)))
+    with pytest.raises(ValueError, match="future= was given.*without future_covariates"):
+        fitted.predict(future=waves)
+
+
+def test_rows_of_a_coarser_frequency_count_as_gaps_where_freq_says_so(small, waves):
+    est, sparse = small(max_epochs=1, freq="h").fit(waves), waves.asfreq("2h")
+    assert len(est.predict(sparse)) == 4
+    found = est.predict(sparse[-6:])
+    filled = sparse.asfreq("h")[-8:].interpolate(limit_direction="both")
+    np.testing.assert_allclose(found, est.predict(filled), rtol=1e-4)
+    assert (found.index == pd.date_range(sparse.index[-1], periods=5, freq="h")[1:]).all()
 
 
 BAD_VALIDATION = {
@@ -153,7 +189,11 @@ BAD_VALIDATION = {
     "too short after a gap": (lambda df: df[101:112], "validation frame.*11 rows.*12"),
     "other columns": (lambda df: df[100:][["a"]], r"lacks \['b', 'c'\]"),
     "other frequency": (lambda df: df[100:].asfreq("2h"), "'h' that fit saw"),
-    "missing value": (lambda df: df[100:].assign(a=df["a"].where(df.index != df.index[150])), "'a' holds 1 NaN"),
+    "infinite value": (
+        lambda df: df[100:].assign(a=df["a"].where(df.index != df.index[150], np.inf)),
+        "'a' holds 1 infinite values",
+    ),
+    "no value": (lambda df: df[100:] * np.nan, "the validation part has no window .* with an observed value"),
 }
 
 
@@ -236,7 +276,7 @@ def test_evaluate_equals_a_loop_over_predict(small, waves, make):
 @pytest.mark.parametrize("batch", [1, 5, 19])
 def test_evaluate_does_not_depend_on_its_batches(fitted, waves, monkeypatch, batch):
     whole = fitted.evaluate(waves[:30])
-    monkeypatch.setattr("ssmseq.forecasting.base.PREDICT_BATCH", batch)
+    monkeypatch.setattr("ssmseq.forecasting.scoring.BATCH_VALUES", batch * 7 * 12)  # 3 variates, 4 of the calendar
     assert fitted.evaluate(waves[:30]) == pytest.approx(whole, rel=1e-6)
 
 
@@ -269,7 +309,7 @@ def test_early_stopping_restores_the_best_epoch(small, waves, patience):
     class Spoil(Callback):  # from the fourth epoch on, so that the best one is not the last
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch >= 3:
-                pl_module.network.projection.weight.data.mul_(5)
+                pl_module.network.head.projection.weight.data.mul_(5)
 
     est = small(lr_schedule="constant", max_epochs=9, patience=patience, callbacks=[Spoil()])
     est.fit(waves[:150], validation=waves[150:])
@@ -281,95 +321,7 @@ def test_early_stopping_restores_the_best_epoch(small, waves, patience):
     assert abs(losses.iloc[-1] / losses.min() - 1) > 1e-3
 
 
-# S-Mamba and the baseline against their formulas ----------------------------------------------------------------------
-
-LIVE_PARAMETERS = {  # lookback, horizon, d_model = d_ff, d_state, n_layers: published count without the unused modules
-    "ETTh1": ((96, 96, 256, 2, 2), 1_145_696),
-    "ETTm1": ((96, 192, 128, 2, 2), 314_944),
-    "Electricity, 96": ((96, 96, 512, 16, 3), 6_760_032),
-    "Electricity, 192": ((96, 192, 512, 32, 3), 6_956_736),
-    "Traffic": ((96, 96, 512, 32, 4), 9_176_672),
-    "Weather": ((96, 96, 512, 2, 3), 6_631_008),
-    "Solar": ((96, 96, 512, 32, 2), 4_638_304),
-    "Exchange": ((96, 96, 128, 32, 2), 348_640),
-    "PEMS04": ((96, 12, 1024, 32, 4), 35_568_652),
-}
-
-
-def network(n_variates, lookback, horizon, d_model, d_state, n_layers, **changes) -> SMambaNetwork:
-    sizes = {"d_model": d_model, "d_state": d_state, "d_ff": d_model, "n_layers": n_layers, "d_conv": 2, "expand": 1}
-    rest = {"dropout": 0.1, "activation": "gelu", "normalize": True} | changes
-    return SMambaNetwork(n_variates=n_variates, lookback=lookback, horizon=horizon, **sizes | rest)
-
-
-@pytest.mark.parametrize("name", LIVE_PARAMETERS)
-def test_parameter_counts_are_the_published_ones(name):
-    sizes, expected = LIVE_PARAMETERS[name]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in network(7, *sizes).parameters()) == expected
-
-
-def written_out_mamba(w: dict, x):
-    """Scan tokens x (B, M, D) one after another; the convolution is two taps wide, the inner width is D."""
-    u, z = (x @ w["in_proj.weight"].T).chunk(2, -1)
-    before = torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], 1)
-    u = before * w["conv1d.weight"][:, 0, 0] + u * w["conv1d.weight"][:, 0, 1] + w["conv1d.bias"]
-    u = u * torch.sigmoid(u)
-    rank, n_state = w["dt_proj.weight"].shape[1], w["A_log"].shape[1]
-    step, into, out = (u @ w["x_proj.weight"].T).split([rank, n_state, n_state], -1)
-    step = torch.log1p(torch.exp(step @ w["dt_proj.weight"].T + w["dt_proj.bias"]))
-    state, rows = u.new_zeros(*u[:, 0].shape, n_state), []
-    for t in range(u.shape[1]):
-        decay = torch.exp(-step[:, t, :, None] * torch.exp(w["A_log"]))
-        state = decay * state + (step[:, t] * u[:, t])[..., None] * into[:, t, None, :]
-        rows.append((state * out[:, t, None, :]).sum(-1) + w["D"] * u[:, t])
-    return (torch.stack(rows, 1) * z * torch.sigmoid(z)) @ w["out_proj.weight"].T
-
-
-def written_out_smamba(w: dict, x, n_variates: int, n_layers: int, normalize: bool):
-    """Forecast windows x (B, V + K, L) from the weights of a network, row by row of the published table."""
-
-    def part(prefix: str) -> dict:
-        return {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}
-
-    def norm(y, name: str):
-        centred = y - y.mean(-1, keepdim=True)
-        return (
-            centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
-        )
-
-    values, marks = x[:, :n_variates], x[:, n_variates:]
-    mean, scale = 0, 1
-    if normalize:
-        mean = values.sum(-1, keepdim=True) / x.shape[-1]
-        scale = torch.sqrt(((values - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1] + 1e-5)
-    tokens = torch.cat([(values - mean) / scale, marks], 1) @ w["embedding.weight"].T + w["embedding.bias"]
-    for i in range(n_layers):
-        forwards = written_out_mamba(part(f"layers.{i}.mixer.forwards."), tokens)
-        backwards = written_out_mamba(part(f"layers.{i}.mixer.backwards."), tokens.flip(1)).flip(1)
-        tokens = norm(tokens + forwards + backwards, f"layers.{i}.mixer_norm")
-        ff = part(f"layers.{i}.feed_forward.")
-        hidden = tokens @ ff["0.weight"].T + ff["0.bias"]
-        hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
-        tokens = norm(tokens + hidden @ ff["3.weight"].T + ff["3.bias"], f"layers.{i}.feed_forward_norm")
-    forecast = norm(tokens, "norm") @ w["projection.weight"].T + w["projection.bias"]
-    return forecast[:, :n_variates] * scale + mean
-
-
-@pytest.mark.parametrize("n_marks", [0, 4])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_network_equals_its_formulas(n_marks, normalize):
-    torch.manual_seed(0)
-    model = network(5, 24, 12, 32, 3, 2, normalize=normalize).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(3, 5 + n_marks, 24) * torch.rand(3, 5 + n_marks, 1) * 4 + torch.randn(3, 5 + n_marks, 1)
-    weights = {k: v.double() for k, v in model.state_dict().items()}
-    truth = written_out_smamba(weights, x.double(), 5, 2, normalize)
-    found = model(x).double()
-    assert found.shape == (3, 5, 12)
-    assert ((found - truth).norm() / truth.norm()).item() < 1e-5
-    assert ((model.double()(x.double()) - truth).norm() / truth.norm()).item() < 1e-12
+# Other ways to the same forecast ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("season_length", [1, 3, 8])

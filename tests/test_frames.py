@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmseq import NaiveForecaster
-from ssmseq.forecasting.frames import FrameLayout, future_times, read_frame, write_frame
-from ssmseq.forecasting.windows import calendar_features
+from ssmseq.forecasting.frames import FrameLayout, Roles, read_frame, write_frame
 
 FREQUENCIES = ["h", "15min", "2h", "D", "B", "W-SUN", "W-WED", "MS", "ME", "2MS", "QS", "QE", "YS"]
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"]
@@ -25,6 +24,12 @@ def wide(index, n_columns: int = 2) -> pd.DataFrame:
 def forecast(frame, horizon: int = 5, **options):
     """Forecast by repeating the last row: the values are known, the layout is what is tested."""
     return NaiveForecaster(horizon=horizon, lookback=3, **options).fit(frame).predict()
+
+
+def read(frame, layout: FrameLayout | None = None):
+    """Read a wide frame; return its values, its times and its layout."""
+    (series,), layout = read_frame(frame, Roles(), layout)
+    return series.values, series.times, layout
 
 
 # pandas ---------------------------------------------------------------------------------------------------------------
@@ -54,42 +59,6 @@ def test_frequency_of_the_index_counts_where_rows_alone_could_deceive(freq, n_ro
 def test_resolution_of_the_stamps_is_kept(unit):
     index = pd.date_range("2021", periods=20, freq="15min", unit=unit)
     assert forecast(wide(index)).index.unit == unit
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    freq=st.sampled_from(FREQUENCIES),
-    start=st.datetimes(datetime(1950, 1, 1), datetime(2090, 1, 1)),
-    n_rows=st.integers(8, 60),
-    horizon=st.integers(1, 30),
-    zone=st.sampled_from([None, "UTC", "Asia/Kolkata"]),
-    whole_days=st.booleans(),
-)
-def test_future_times_continue_the_index(freq, start, n_rows, horizon, zone, whole_days):
-    start = start.replace(microsecond=0)
-    if whole_days:
-        start = start.replace(hour=0, minute=0, second=0)
-    whole = pd.date_range(start, periods=n_rows + horizon, freq=freq, tz=zone)
-    values, times, layout = read_frame(wide(whole[:n_rows]).set_axis(pd.DatetimeIndex(whole[:n_rows].tolist())))
-    assert (future_times(times, layout.freq, horizon) == whole[n_rows:]).all()
-    part = wide(whole[n_rows - 2 :])
-    assert read_frame(part, None, layout)[2].freq == layout.freq
-    assert (read_frame(part, None, layout)[1] == whole[n_rows - 2 :]).all()
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    freq=st.sampled_from(["h", "15min", "D", "W-SUN", "MS"]),
-    day=st.dates(date(2015, 1, 1), date(2030, 1, 1)),
-    n_rows=st.integers(8, 60),
-    zone=st.sampled_from(ZONES),
-)
-def test_future_times_keep_the_wall_clock_through_clock_changes(freq, day, n_rows, zone):
-    whole = pd.date_range(pd.Timestamp(day), periods=n_rows + 40, freq=freq, tz=zone)
-    _, times, layout = read_frame(wide(pd.DatetimeIndex(whole[:n_rows].tolist())))
-    assert (future_times(times, layout.freq, 40) == whole[n_rows:]).all()
-    later = wide(pd.DatetimeIndex(whole[n_rows:].tolist()))
-    assert (read_frame(later, None, layout)[1] == whole[n_rows:]).all()
 
 
 @pytest.mark.parametrize("day", ["2021-03-27", "2021-10-30"])
@@ -282,13 +251,13 @@ def test_predict_answers_in_the_library_of_its_argument(waves, polar_waves):
     assert str(from_pandas.predict(moved).index.tz) == "Asia/Tokyo"
 
 
-# The three functions alone --------------------------------------------------------------------------------------------
+# Reading and writing alone --------------------------------------------------------------------------------------------
 
 
 def test_rows_are_sorted_by_time_and_columns_by_the_layout(waves):
-    values, times, layout = read_frame(waves)
+    values, times, layout = read(waves)
     shuffled = waves.sample(frac=1, random_state=1)[["c", "b", "a"]]
-    again, same_times, _ = read_frame(shuffled, None, layout)
+    again, same_times, _ = read(shuffled, layout)
     np.testing.assert_array_equal(again, values)
     assert same_times.equals(times)
     assert layout.columns == ("a", "b", "c")
@@ -308,46 +277,48 @@ def test_reading_what_was_written_gives_the_same_back(seed, zone, minutes):
         polar = polar.with_columns(pl.col("when").dt.replace_time_zone("UTC").dt.convert_time_zone(zone))
     indexed = pd.DataFrame(columns, index=times.rename("when"))
     for frame in (indexed, indexed.reset_index(), polar):
-        values, found, layout = read_frame(frame)
+        values, found, layout = read(frame)
         np.testing.assert_array_equal(values, np.column_stack([columns["x"], columns["y"]]))
         assert (found == times).all()
-        again = write_frame(values, found, FrameLayout.from_dict(layout.as_dict()))
+        again = write_frame(dict(zip("xy", values.T, strict=True)), found, FrameLayout.from_dict(layout.as_dict()))
         assert type(again) is type(frame)
         assert again.equals(frame)
 
 
-# Calendar -------------------------------------------------------------------------------------------------------------
+def test_rows_that_the_frequency_asks_for_are_put_in_as_missing(waves):
+    values, times, _ = read(waves.drop(waves.index[[3, 4, 90]]).assign(b=pd.array([1, None] * 98 + [1], dtype="Int64")))
+    assert times.equals(waves.index)
+    assert np.flatnonzero(np.isnan(values).all(1)).tolist() == [3, 4, 90]
+    assert np.isnan(values[:, 1]).sum() == 98 + 3
+    assert not np.isnan(np.delete(values[:, [0, 2]], [3, 4, 90], 0)).any()
 
 
-def test_calendar_features_are_the_published_formulas():
-    start = datetime(2020, 1, 1)
-    stamps = [start + timedelta(hours=h) for h in range(2 * 366 * 24)]
-    expected = [
-        (t.hour / 23 - 0.5, t.weekday() / 6 - 0.5, (t.day - 1) / 30 - 0.5, (t.timetuple().tm_yday - 1) / 365 - 0.5)
-        for t in stamps
-    ]
-    for times in (
-        pd.DatetimeIndex(stamps),
-        pd.PeriodIndex(stamps, freq="h"),
-        pd.DatetimeIndex(stamps, tz="Asia/Tokyo"),
-    ):
-        np.testing.assert_allclose(calendar_features(times), expected, rtol=0, atol=1e-15)
-    assert np.min(expected, 0).tolist() == [-0.5] * 4
-    assert np.max(expected, 0).tolist() == [0.5] * 4
-
-
-@pytest.mark.parametrize(("option", "uses"), [(True, True), ("auto", True), (False, False)])
-def test_calendar_counts_when_asked_for(small, waves, option, uses):
-    est = small(time_features=option).fit(waves)
-    later = waves.set_axis(waves.index + pd.Timedelta("12h"))
-    assert (est.predict(later).to_numpy() == est.predict(waves).to_numpy()).all() != uses
-
-
-def test_numbered_rows_have_no_calendar(small, waves, no_training):
-    with pytest.raises(ValueError, match=r"time_features=True needs time stamps.*DatetimeIndex"):
-        small(time_features=True).fit(waves.to_numpy())
-
-
-def test_numbered_rows_train_without_calendar(small, waves):
-    auto, without = (small(time_features=option).fit(waves.to_numpy()) for option in ("auto", False))
-    np.testing.assert_array_equal(auto.predict(), without.predict())
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize(
+    "order", [["unique_id", "ds", "y"], ["y", "ds", "unique_id"], ["ds", "unique_id", "y"]], ids=str
+)
+def test_long_frames_come_apart_by_id_and_together_again(library, order):
+    rows = {
+        "north": pd.date_range("2021", periods=9, freq="h"),
+        "a": pd.date_range("2020-12-31 22:00", periods=5, freq="h"),
+    }
+    parts = [pd.DataFrame({"unique_id": name, "ds": times}) for name, times in rows.items()]
+    whole = pd.concat(parts, ignore_index=True).assign(y=np.arange(14.0))[order]
+    mixed = whole.sample(frac=1, random_state=2).reset_index(drop=True)
+    frame = mixed if library == "pandas" else pl.DataFrame({c: mixed[c].to_numpy() for c in order})
+    series, layout = read_frame(frame, Roles())
+    assert {s.id for s in series} == set(rows)
+    assert [s.id for s in series] == list(mixed["unique_id"].unique())
+    assert layout.columns == ("y",)
+    for s in series:
+        assert (s.times == rows[s.id]).all()
+        np.testing.assert_array_equal(s.values[:, 0], whole.loc[whole["unique_id"] == s.id, "y"])
+    times = series[0].times.append(series[1].times)
+    ids = np.repeat(np.array([s.id for s in series]), [len(s) for s in series])
+    y = np.concatenate([s.values[:, 0] for s in series])
+    again = write_frame({"y": y}, times, FrameLayout.from_dict(layout.as_dict()), ids)
+    assert type(again) is type(frame)
+    assert list(again.columns) == order
+    found = pd.DataFrame({c: again[c].to_numpy() for c in order})
+    expected = mixed.set_index(["unique_id", "ds"])["y"]
+    assert dict(zip(zip(found["unique_id"], found["ds"], strict=True), found["y"], strict=True)) == expected.to_dict()

@@ -14,7 +14,9 @@ from torch import nn
 
 from ssmseq import memory
 from ssmseq.forecasting.smamba import SMambaNetwork
+from ssmseq.forecasting.tokens import InputSizes
 
+N_VARIATES = 321
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
@@ -32,9 +34,10 @@ class Named(nn.Module):
 
 
 def smamba(**changes) -> SMambaNetwork:
-    sizes = {"n_variates": 321, "lookback": 96, "horizon": 96, "d_model": 256, "d_ff": 256, "n_layers": 2}
-    options = {"d_state": 2, "d_conv": 2, "expand": 1, "dropout": 0.1, "activation": "gelu", "normalize": True}
-    return SMambaNetwork(**sizes | options | changes)  # type: ignore[arg-type]
+    sizes = InputSizes(n_variates=N_VARIATES, lookback=96, horizon=96, n_past=4)
+    options = {"d_model": 256, "d_ff": 256, "n_layers": 2, "d_state": 2, "d_conv": 2, "expand": 1}
+    options |= {"dropout": 0.1, "activation": "gelu", "normalize": True}
+    return SMambaNetwork(sizes, **options | changes)  # type: ignore[arg-type]
 
 
 # Estimates ------------------------------------------------------------------------------------------------------------
@@ -57,15 +60,15 @@ def test_a_small_network_takes_what_can_be_counted_by_hand():
     assert fixed == 4 * weights + 2 * 16 * 4  # and so is the copy of the second matrix, for the hidden layer's gradient
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_variates": 21, "d_model": 512, "n_layers": 3}, {"d_state": 16}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"d_model": 512, "n_layers": 3}, {"d_state": 16}], ids=str)
 def test_the_estimate_is_what_the_profiler_sees(changes, tmp_path):
     network, n_windows = smamba(**changes), 16
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    inputs, n_variates = torch.randn(n_windows, network.n_variates + 4, 96), network.n_variates
+    inputs = torch.randn(n_windows, N_VARIATES + 4, 96)
 
     def step():
         optimizer.zero_grad()
-        nn.functional.mse_loss(network(inputs), torch.zeros(n_windows, n_variates, 96)).backward()
+        nn.functional.mse_loss(network(inputs), torch.zeros(n_windows, N_VARIATES, 96)).backward()
         optimizer.step()
 
     step()

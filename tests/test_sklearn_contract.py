@@ -20,7 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from ssmseq import LinearForecaster, NaiveForecaster, RidgeForecaster, SMambaForecaster, load
+from ssmseq import (
+    KarmaForecaster,
+    LinearForecaster,
+    NaiveForecaster,
+    RidgeForecaster,
+    SMambaForecaster,
+    TSM2Forecaster,
+    load,
+)
 
 CHECKS = (
     "check_estimator_cloneable",
@@ -34,7 +42,7 @@ CHECKS = (
     "check_get_params_invariance",
     "check_set_params",
 )
-FORECASTERS = (SMambaForecaster, LinearForecaster, RidgeForecaster, NaiveForecaster)
+FORECASTERS = (SMambaForecaster, KarmaForecaster, TSM2Forecaster, LinearForecaster, RidgeForecaster, NaiveForecaster)
 FOLDS = TimeSeriesSplit(3, test_size=20)
 
 
@@ -52,7 +60,7 @@ def test_clone_is_unfitted_and_has_the_same_parameters(fitted):
         copied.predict()
 
 
-@pytest.mark.parametrize("method", ["predict", "evaluate", "score", "save"])
+@pytest.mark.parametrize("method", ["predict", "evaluate", "score", "backtest", "save"])
 @pytest.mark.parametrize("kind", FORECASTERS)
 def test_unfitted_estimators_say_so(kind, method, waves, tmp_path):
     argument = tmp_path if method == "save" else waves
@@ -158,10 +166,11 @@ def test_pickle_holds_no_trainer_and_no_training_data(small):
 
 def test_no_training_row_stays_in_memory(small, waves):
     est = small(max_epochs=1).fit(waves)
-    kept = [est.tail_.to_numpy(), est.tail_.index.asi8]
-    for array in kept:
-        base = array if array.base is None else array.base
-        assert len(base) <= est.lookback, f"{len(base)} rows are kept alive"
+    (tail,) = est.tail_
+    for array in (tail.values, tail.times.asi8):
+        while array.base is not None:
+            array = array.base
+        assert len(array) <= est.lookback, f"{len(array)} rows are kept alive"
 
 
 def test_same_seed_same_bits_and_another_seed_another_model(small, waves):

@@ -1,4 +1,4 @@
-"""Training: silence, interrupts, divergence, Lightning's own options, processes side by side, windows as views."""
+"""Training: silence, interrupts, divergence, Lightning's own options, processes side by side."""
 
 import io
 import logging
@@ -14,12 +14,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-
-from ssmseq.forecasting.windows import Windows
 
 LIGHTNING_LOGS = ("lightning", "lightning.pytorch", "lightning.fabric")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -364,35 +360,3 @@ def test_fits_in_processes_side_by_side_neither_meet_nor_leave_files(small, tmp_
     assert (child.returncode, err) == (0, "")
     assert out.strip() == est.predict().tobytes().hex()
     assert not list(tmp_path.iterdir())
-
-
-# Windows --------------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=100)
-@given(data=st.data(), lookback=st.integers(1, 12), horizon=st.integers(1, 12), spare=st.integers(0, 20))
-def test_windows_are_all_windows_with_the_right_rows(data, lookback, horizon, spare):
-    n_columns = data.draw(st.integers(1, 5))
-    n_targets = data.draw(st.integers(1, n_columns))
-    n_rows = lookback + horizon + spare
-    series = np.arange(n_rows * n_columns, dtype=np.float64).reshape(n_rows, n_columns)
-    windows = Windows(series, n_targets=n_targets, lookback=lookback, horizon=horizon)
-    assert len(windows) == n_rows - lookback - horizon + 1 == spare + 1
-    chosen = data.draw(st.lists(st.integers(0, spare), min_size=1, max_size=8))
-    inputs, targets = windows.__getitems__(chosen)
-    assert inputs.shape == (len(chosen), n_columns, lookback)
-    assert targets.shape == (len(chosen), n_targets, horizon)
-    for row, first in enumerate(chosen):
-        middle = first + lookback
-        np.testing.assert_array_equal(inputs[row], series[first:middle].T)
-        np.testing.assert_array_equal(targets[row], series[middle : middle + horizon, :n_targets].T)
-        one_input, one_target = windows[first]
-        assert torch.equal(one_input, inputs[row])
-        assert torch.equal(one_target, targets[row])
-
-
-def test_windows_share_one_copy_of_the_series():
-    series = np.ones((1000, 3), np.float32)
-    windows = Windows(series, n_targets=3, lookback=96, horizon=96)
-    assert windows.view.untyped_storage().nbytes() == series.nbytes
-    assert windows.view[7].data_ptr() == series[7].ctypes.data

@@ -25,6 +25,7 @@ import ssmseq.nn.bidirectional as bidirectional
 import ssmseq.nn.linear as linear
 import ssmseq.nn.mamba as mamba
 from ssmseq.forecasting.smamba import SMambaNetwork
+from ssmseq.forecasting.tokens import InputSizes
 from ssmseq_kernels import available_backends
 from ssmseq_kernels.reference import causal_conv1d_reference
 
@@ -55,7 +56,11 @@ def make_step(d_model: int, d_state: int):
     torch.manual_seed(0)
     sizes = {"d_model": d_model, "d_ff": d_model, "d_state": d_state, "d_conv": 2, "expand": 1, "n_layers": 2}
     network = SMambaNetwork(
-        n_variates=7, lookback=96, horizon=96, dropout=0.1, activation="gelu", normalize=True, **sizes
+        InputSizes(n_variates=7, lookback=96, horizon=96, n_past=4),
+        dropout=0.1,
+        activation="gelu",
+        normalize=True,
+        **sizes,
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     inputs, targets = torch.randn(32, 11, 96), torch.randn(32, 7, 96)

@@ -61,12 +61,11 @@ class Pool(nn.Module):
 def smamba(sizes, device) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]]:
     """The forecasting network on windows of many variates."""
     from ssmseq.forecasting.smamba import SMambaNetwork  # brings data frames, which the rest does without
+    from ssmseq.forecasting.tokens import InputSizes
 
     n_batch, n_variates, d_model, n = sizes
     network = SMambaNetwork(
-        n_variates=n_variates,
-        lookback=LOOKBACK,
-        horizon=LOOKBACK,
+        InputSizes(n_variates=n_variates, lookback=LOOKBACK, horizon=LOOKBACK),
         d_model=d_model,
         d_state=n,
         d_conv=2,

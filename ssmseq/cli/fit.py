@@ -27,7 +27,8 @@ USAGE = "ssmseq fit ESTIMATOR DATA --save FOLDER [--validation FILE] [--config F
 CONFIG_HELP = "YAML file of options, named as here; the command line wins over it"
 DATA_HELP = (
     "CSV (also .gz) or Parquet file, - for CSV on stdin, or the name of a data set that `ssmseq data list` gives. One "
-    "row per time step, one numeric column per variate; times in the column --time_col, or in the first one"
+    "row per time step, one numeric column per variate; times in the column --time_col, or in the first one. Several "
+    "series beneath each other are told apart by the column --id_col, or are in the columns unique_id, ds and y"
 )
 
 
@@ -45,9 +46,10 @@ def run(argv: list[str]) -> int:
     params = {k: v for k, v in options.items() if k in estimator_type().get_params()}
     _check_folder(save)
     estimator = estimator_type(**params)
-    frame = read_table(options["data"], estimator.time_col, quiet=quiet)
+    columns = (estimator.time_col, estimator.id_col)
+    frame = read_table(options["data"], *columns, quiet=quiet)
     validation = options.get("validation")
-    validation = None if validation is None else read_table(validation, estimator.time_col, quiet=quiet)
+    validation = None if validation is None else read_table(validation, *columns, quiet=quiet)
     outcome = fit_in_sight(estimator, frame, validation=validation, quiet=quiet)
     if not outcome.is_main_process:
         return OK

@@ -30,10 +30,14 @@ def run(argv: list[str]) -> int:
     import ssmseq
 
     estimator = ssmseq.load(options.folder)
-    history = None if options.data is None else read_table(options.data, estimator.time_col, quiet=options.quiet)
-    future = None if options.future is None else read_table(options.future, estimator.time_col, quiet=options.quiet)
+    columns = (estimator.time_col, estimator.layout_.id_name)
+    history, future = (
+        None if path is None else read_table(path, *columns, quiet=options.quiet)
+        for path in (options.data, options.future)
+    )
     found = estimator.predict(history, future=future, level=options.level, quantiles=options.quantiles)
-    forecast = with_time_column(found, estimator.layout_.columns)
+    names = estimator._output_names(estimator.layout_.columns, tuple(options.level), quantiles=options.quantiles)
+    forecast = with_time_column(found, [name for name, _, _ in names])
     if options.output is not None:
         write_table(forecast, options.output)
         remark(f"{len(forecast)} rows written to {options.output}", quiet=options.quiet)
@@ -52,6 +56,11 @@ def _print_document(options, estimator, forecast) -> None:
             "rows": len(forecast),
             "columns": list(forecast.columns),
             "output": options.output,
-            "forecast": forecast.to_dict("records") if options.output is None else None,
+            "forecast": _records(forecast) if options.output is None else None,
         }
     )
+
+
+def _records(forecast) -> list[dict]:
+    """Return one dict per row; JSON has no NaN, so what could not be forecast is null."""
+    return forecast.astype(object).where(forecast.notna(), None).to_dict("records")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 PARQUET = (".parquet", ".pq")
 
 
-def read_table(source: str, time_col: str | None = None, *, quiet: bool = False) -> "pd.DataFrame":
+def read_table(
+    source: str, time_col: str | None = None, id_col: str | None = None, *, quiet: bool = False
+) -> "pd.DataFrame":
     """Read a table, with its times parsed.
 
     Parameters
@@ -26,6 +28,8 @@ def read_table(source: str, time_col: str | None = None, *, quiet: bool = False)
         Path of a CSV file (also compressed) or a Parquet file, "-" for CSV on stdin, or the name of a data set.
     time_col : str, optional
         Column of the times. Without it, the first column counts as times if it is not numeric and parses as dates.
+    id_col : str, optional
+        Column of the ids of a long table, which are no dates, whatever they look like; "unique_id" needs no word.
     quiet : bool
         Download without a word.
 
@@ -52,7 +56,8 @@ def read_table(source: str, time_col: str | None = None, *, quiet: bool = False)
     except (ValueError, EOFError, OSError, zlib.error) as error:
         where = "stdin" if source == "-" else source
         raise ValueError(f"{where} cannot be read as a table: {error}") from error
-    return frame if time_col is not None else _parse_first_column(frame)
+    first = frame.columns[0] if len(frame.columns) else None
+    return frame if time_col is not None or first in (id_col, "unique_id") else _parse_first_column(frame)
 
 
 @contextlib.contextmanager

@@ -381,6 +381,7 @@ class BaseForecaster(SequenceEstimator):
 
     def _import_state(self, stored: dict, tensors: dict[str, Tensor]) -> None:
         state.import_state(self, stored, tensors)
+        self._check_fitted_sizes()
 
 
 def _take_over(network: torch.nn.Module, earlier: torch.nn.Module) -> None:

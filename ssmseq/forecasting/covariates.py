@@ -18,15 +18,15 @@ CALENDAR = {  # of stamps or periods, each from -0.5 to 0.5
 DAY = pd.Timedelta("1D")
 
 
-def calendar_features(times: pd.DatetimeIndex | pd.PeriodIndex, names) -> np.ndarray:
+def calendar_features(times: Any, names) -> np.ndarray:
     """Return (T, K): the features named, each scaled to [-0.5, 0.5]."""
     return np.column_stack([np.asarray(CALENDAR[name](times)) - 0.5 for name in names])
 
 
-def fitting_features(times: pd.DatetimeIndex | pd.PeriodIndex) -> tuple[str, ...]:
+def fitting_features(times: Any) -> tuple[str, ...]:
     """Return the features that tell rows of this distance apart: of months only the month, of hours no minute."""
     stamps = times.to_timestamp() if isinstance(times, pd.PeriodIndex) else times
-    step = (stamps[1:] - stamps[:-1]).min() if len(stamps) > 1 else DAY
+    step: Any = (stamps[1:] - stamps[:-1]).min() if len(stamps) > 1 else DAY
     names = ("minute", "hour", "day_of_week", "day_of_month", "day_of_year")
     if step > 27 * DAY:
         return ("month",)
@@ -44,7 +44,7 @@ def static_columns(table: pd.DataFrame, names: tuple, known: dict) -> tuple[np.n
     for name in names:
         if name not in table.columns:
             raise ValueError(f"the frame lacks the static covariate {name!r}")
-        column = table[name]
+        column: Any = table[name]
         if pd.api.types.is_numeric_dtype(column.dtype):
             parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan)[:, None])
             levels.append((name, None))

@@ -1,5 +1,6 @@
 """The parts that KARMA splits a look-back and its forecast into."""
 
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from ssmseq.forecasting.displays import (
     plottable,
     pyplot,
 )
-from ssmseq.forecasting.influence import chosen_series, hooked, window_inputs
+from ssmseq.forecasting.influence import chosen_series, window_inputs
 from ssmseq.forecasting.karma import KarmaForecaster
 from ssmseq.forecasting.preparing import unobserved
 
@@ -111,7 +112,7 @@ class DecompositionDisplay:
             zeroed = {"trend": (network.trend_projection, _without(None)), **zeroed}
         shares = {}
         for part, (module, hook) in zeroed.items():
-            with hooked([module], hook):
+            with _hooked([module], hook):
                 shares[part] = usual - forecast()
         n_rows = min(len(before), lookback)  # a series of a long frame may begin within the look-back
         return cls(
@@ -210,7 +211,7 @@ def _split(network, forecast) -> tuple[np.ndarray, np.ndarray | None, np.ndarray
     def keep(module, given, output):
         found[module] = output
 
-    with hooked([m for m in (network.window_norm, network.decomposition) if m is not None], keep):
+    with _hooked([m for m in (network.window_norm, network.decomposition) if m is not None], keep):
         usual = forecast()
     if network.decomposition is None:
         return usual, None, None
@@ -230,3 +231,14 @@ def _without(part: int | None):
         return tuple(torch.zeros_like(x) if i == part else x for i, x in enumerate(output))
 
     return hook
+
+
+@contextmanager
+def _hooked(modules, hook):
+    """Let a forward hook change the outputs of modules for a while."""
+    handles = [m.register_forward_hook(hook) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ssmseq.forecasting.covariates import static_columns
 from ssmseq.forecasting.tables import as_pandas, find_times, numeric_values, polars_times, series_of_rows
-from ssmseq.forecasting.times import kind_of, regular_grid
+from ssmseq.forecasting.times import even_step, kind_of, regular_grid
 
 LONG = ("unique_id", "ds", "y")  # a frame with these three columns is long without a word
 
@@ -36,7 +36,7 @@ class Roles:
     @classmethod
     def of(cls, estimator) -> "Roles":
         """Read the parameters of an estimator that have these names."""
-        found = {f.name: getattr(estimator, f.name, f.default) for f in fields(cls)}
+        found: dict[str, Any] = {f.name: getattr(estimator, f.name, f.default) for f in fields(cls)}
         for name in ("past_covariates", "future_covariates", "static_covariates"):
             found[name] = _names(name, found[name])
         return cls(**found)
@@ -146,7 +146,9 @@ def read_frame(
     if layout is not None and kind != layout.time_kind:
         raise ValueError(f"the times of this frame are {kind}, but those that fit saw were {layout.time_kind}")
     freq = roles.freq if layout is None else layout.freq
-    series, freq = _split_by_series(times, values, static, codes, ids, freq)
+    series, freq = _split_by_series(
+        times, values, static, codes, ids, freq, inferred=layout is not None and roles.freq is None
+    )
     found = FrameLayout(
         library=library,
         columns=targets,
@@ -169,7 +171,7 @@ def write_frame(forecasts: dict[Any, np.ndarray], times: pd.Index, layout: Frame
     if layout.library == "numpy":
         return np.column_stack(list(forecasts.values()))
     columns: dict[Any, Any] = dict(forecasts)
-    placed = [] if layout.time_at is None else [(layout.time_at, layout.time_name, times)]
+    placed: list[Any] = [] if layout.time_at is None else [(layout.time_at, layout.time_name, times)]
     if layout.id_at is not None:
         placed.append((layout.id_at, layout.id_name, ids))
     placed = sorted(placed, key=lambda column: column[0])
@@ -253,8 +255,11 @@ def _columns(table, roles: Roles, time_at, layout, *, other_columns: bool) -> tu
     return (*targets, *covariates), targets
 
 
-def _split_by_series(times, values, static, codes, ids, freq) -> tuple[list[Series], Any]:
-    """Sort the rows of each series by time, find the frequency they share, and put missing rows in."""
+def _split_by_series(times, values, static, codes, ids, freq, *, inferred) -> tuple[list[Series], Any]:
+    """Sort the rows of each series by time, find the frequency they share, and put missing rows in.
+
+    Rows of a coarser frequency than one that `fit` inferred are refused, since most of them would count as missing.
+    """
     order = np.argsort(codes, kind="stable")
     parts = []
     for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
@@ -265,6 +270,7 @@ def _split_by_series(times, values, static, codes, ids, freq) -> tuple[list[Seri
         parts.append((mine, rows))
     longest = max(range(len(parts)), key=lambda i: len(parts[i][0]))
     series: list[Any] = [None] * len(parts)
+    steps = []
     for i in (longest, *(i for i in range(len(parts)) if i != longest)):
         mine, rows = parts[i]
         try:
@@ -273,6 +279,7 @@ def _split_by_series(times, values, static, codes, ids, freq) -> tuple[list[Seri
             if len(ids) == 1:
                 raise
             raise ValueError(f"series {ids[i]!r}: {error}") from error
+        steps.append(1 if places is None else even_step(places))
         found = values if len(parts) == 1 and np.array_equal(rows, np.arange(len(values))) else values[rows]
         if places is not None:
             whole = np.full((len(grid), values.shape[1]), np.nan)
@@ -282,4 +289,9 @@ def _split_by_series(times, values, static, codes, ids, freq) -> tuple[list[Seri
         if len(odd) or np.isnan(static[rows[0]]).any():
             raise ValueError(f"the static covariates of series {ids[i]!r} are missing or change in the course of it")
         series[i] = Series(ids[i], grid, found, static[rows[0]])
+    if inferred and min(steps) > 1:
+        raise ValueError(
+            f"the rows are {min(steps)} steps apart, each of the frequency {freq!r} that fit saw; give rows of that "
+            f"frequency, or set freq={freq!r} if those between are missing"
+        )
     return series, freq

@@ -1,7 +1,5 @@
 """How far the scaled forecasts of one window depend on each input: by gradients, and by hiding stretches."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pandas as pd
 import torch
@@ -13,7 +11,6 @@ from ssmseq.forecasting.displays import future_covariates
 from ssmseq.forecasting.frames import FrameLayout, Series
 from ssmseq.forecasting.scoring import BATCH_VALUES
 from ssmseq.forecasting.times import future_times
-from ssmseq.forecasting.tokens import EPSILON, WindowNorm
 from ssmseq.forecasting.windows import fill_gaps
 
 BACKWARD = 8  # a backward pass holds the activations of every layer, so it gets so many times fewer windows
@@ -55,17 +52,6 @@ def window_inputs(
     return before, inputs, before.times[-lookback:].append(following)
 
 
-@contextmanager
-def hooked(modules, hook):
-    """Let a forward hook change the outputs of modules for a while."""
-    handles = [m.register_forward_hook(hook) for m in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def gradients(estimator, inputs: dict[str, Tensor], explained: slice) -> np.ndarray:
     """Return gradient times (input - mean) of each scaled forecast, (V, C, R); NaN where an input is not known."""
     network = getattr(estimator, "network_", None)
@@ -81,8 +67,7 @@ def gradients(estimator, inputs: dict[str, Tensor], explained: slice) -> np.ndar
         n = len(variates)
         batch = {name: x.expand(n, *x.shape[1:]) for name, x in inputs.items()}
         leaves = {name: batch[name].clone().requires_grad_() for name in varied}
-        norms = [m for m in network.modules() if isinstance(m, WindowNorm)] if network is not None else []
-        with torch.enable_grad(), hooked(norms, _attached):
+        with torch.enable_grad():
             y = estimator._point(forecast(**(batch | leaves)) if network is not None else forecast(batch | leaves))
             total = y[torch.arange(n), variates][:, explained].mean(-1).sum()
             slopes = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
@@ -90,15 +75,6 @@ def gradients(estimator, inputs: dict[str, Tensor], explained: slice) -> np.ndar
             mean = varied[name][..., : estimator.lookback_].mean(-1, keepdim=True)
             found[name].append((slope * (varied[name] - mean)).double().cpu())
     return _together({name: torch.cat(parts) for name, parts in found.items()})
-
-
-def _attached(norm: WindowNorm, given, output):
-    """Return the output of a normalisation, differentiable also through its statistics, which training holds fixed."""
-    (x,) = given
-    mean = x.mean(-1, keepdim=True)
-    spread = torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + EPSILON)
-    y = (x - mean) / spread
-    return (y * norm.scale + norm.shift if norm.affine else y), (mean, spread)
 
 
 def occlusions(estimator, inputs: dict[str, Tensor], explained: slice, width: int, fill: str) -> np.ndarray:

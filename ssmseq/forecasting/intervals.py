@@ -9,7 +9,7 @@ Source: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, "Distribution-free predi
 2018 (locally weighted split conformal).
 """
 
-from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ SPREAD_FLOOR = 0.01  # added to the standard deviation of a look-back, on the sc
 
 def check_levels(level) -> tuple[int, ...]:
     """Return percentages as a tuple; ValueError unless they are whole numbers from 1 to 99."""
-    levels = tuple(level) if np.iterable(level) and not isinstance(level, str) else (level,)
+    levels: tuple[Any, ...] = tuple(level) if np.iterable(level) and not isinstance(level, str) else (level,)
     for p in levels:
-        if isinstance(p, bool) or not isinstance(p, Real) or not 1 <= p <= 99 or p % 1:
+        if isinstance(p, bool | str) or not 1 <= p <= 99 or p % 1:
             raise ValueError(f"level must hold whole percentages from 1 to 99, got {level!r}")
     return tuple(int(p) for p in levels)
 

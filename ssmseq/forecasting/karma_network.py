@@ -4,6 +4,8 @@ Source: Ye et al., "KARMA: a multilevel decomposition hybrid Mamba framework for
 forecasting", arXiv 2506.08939. What differs from paper and released code, `KarmaForecaster` says.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +60,7 @@ class AdaptiveDecomposition(nn.Module):
 class KarmaBlock(nn.Module):
     """A Mamba for each band of the wavelet transform, and a pair that reads the tokens from both ends."""
 
-    def __init__(self, *, d_model: int, band: int, share_directions: bool, **sizes: int):
+    def __init__(self, *, d_model: int, band: int, share_directions: bool, **sizes: Any):
         super().__init__()
         self.low = Mamba(d_model=band, reverse=False, **sizes)
         self.high = Mamba(d_model=band, reverse=False, **sizes)
@@ -101,7 +103,7 @@ class KarmaNetwork(nn.Module):
     ):
         super().__init__()
         self.n_past = sizes.n_past
-        mamba = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        mamba: Any = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         self.window_norm = WindowNorm(sizes.n_variates if affine else 0)
         self.tokens = VariateTokens(sizes, d_model=d_model, dropout=dropout)
         self.decomposition = None

@@ -34,7 +34,7 @@ def centred_moments(blocks: Sequence[np.ndarray], lookback: int, horizon: int) -
     size = lookback + horizon
     blocks = [block for block in blocks if len(block) >= size]
     n_windows = sum((len(block) - size + 1) * block.shape[1] for block in blocks)
-    moments = sum(_moments(block, size) for block in blocks) / n_windows
+    moments = sum((_moments(block, size) for block in blocks), np.zeros((size, size))) / n_windows
     with_mean = moments[:lookback].mean(0)
     return moments - with_mean[:, None] - with_mean + with_mean[:lookback].mean()
 

@@ -9,7 +9,7 @@ dropout, a residual around the feed-forward net and a final normalisation.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class SMambaNetwork(nn.Module):
     def forward(self, past: Tensor, future=None, static=None, missing=None) -> Tensor:
         """Map the inputs that `ssmseq.forecasting.tokens` describes to forecasts (B, V, H) or (B, V, H, Q)."""
         n_variates = past.shape[1] - self.n_past
-        statistics = None
+        statistics: Any = None
         if self.window_norm is not None:
             variates, statistics = self.window_norm(past[:, :n_variates])
             past = torch.cat([variates, past[:, n_variates:]], 1)

@@ -6,6 +6,7 @@ Times are a pandas index of stamps, of periods, or of whole numbers. Their dista
 
 import re
 import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
 DAY = pd.Timedelta("1D")
-WITH_GAPS = ("B", "MS", "ME")  # frequencies that rows with gaps are tried on, besides an even step
 SPARSEST = 10  # a grid may have so many times as many rows as were given, before they count as irregular
 
 
@@ -64,13 +64,10 @@ def regular_grid(times: pd.Index, freq=None) -> tuple[pd.Index, np.ndarray | Non
     Raises
     ------
     ValueError
-        If times are duplicated, or if they do not fit one grid; it names the first that does not.
+        If times are duplicated, or do not fit one grid (it names the first that does not), or cannot have that `freq`.
     """
     _reject_duplicates(times)
-    if freq is None:
-        freq = _inferred(times)
-    if isinstance(times, pd.PeriodIndex) and not str(freq).endswith(times.freq.base.freqstr):
-        raise ValueError(f"the rows are periods of {times.freqstr!r}, but the frequency is {freq!r}")
+    freq = _inferred(times) if freq is None else _checked(times, freq)
     if _is_even(times, freq):
         return times, None, freq
     grid = _grid(times, freq)
@@ -81,6 +78,32 @@ def regular_grid(times: pd.Index, freq=None) -> tuple[pd.Index, np.ndarray | Non
             raise ValueError(f"the time {times[0]} does not fit the frequency {freq!r}")
         raise ValueError(_irregular(times, max(at - 1, 0), f"the frequency {freq!r}"))
     return grid, places, freq
+
+
+def _checked(times: pd.Index, freq):
+    """Return a frequency in the form of those that are inferred; ValueError if such times cannot have it."""
+    if kind_of(times) == "numbers":
+        if not isinstance(freq, Integral) or freq < 1:
+            raise ValueError(f"the rows are numbered, so freq must be a whole number of at least 1, got {freq!r}")
+        return int(freq)
+    try:
+        if not isinstance(times, pd.PeriodIndex):
+            offset: Any = to_offset(freq)
+            if offset.n < 1:
+                raise ValueError(f"freq must be positive, got {freq!r}")
+            return offset.freqstr
+        alias = _quietly(lambda: pd.Period(ordinal=0, freq=freq).freqstr)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"freq={freq!r} is not the distance of {kind_of(times)}, such as 'h' or '2D'") from error
+    if _unit(alias) != _unit(times.freqstr):
+        raise ValueError(f"the rows are periods of {times.freqstr!r}, but the frequency is {freq!r}")
+    return alias
+
+
+def even_step(places: np.ndarray) -> int:
+    """Return how far apart all of some places in a grid are; 1 if they differ, or are too few to tell."""
+    steps = np.diff(places)
+    return int(steps[0]) if len(steps) > 1 and (steps == steps[0]).all() else 1
 
 
 def _is_even(times: pd.Index, freq) -> bool:
@@ -107,22 +130,25 @@ def _inferred(times: pd.Index):
         return given.freqstr
     if len(times) == 1:
         raise ValueError("one row is too few to find the time step; give more rows, or the parameter freq")
-    step, at = _commonest_step(times)
     if not isinstance(times, pd.DatetimeIndex):
+        step, _ = _commonest_step(times)
         _require_multiples(times, step, f"a step of {step}")
-        return f"{step}{times.freq.base.freqstr}" if isinstance(times, pd.PeriodIndex) else step
+        return f"{step}{_unit(times.freqstr)}" if isinstance(times, pd.PeriodIndex) else step
+    # Days, weeks and months keep the wall clock, which may move against the step of a day when clocks change.
+    wall = times.tz_localize(None)
+    step, at = _commonest_step(wall)
     distance: Any = pd.Timedelta(step, times.unit)
     if distance % DAY:
         _require_multiples(times, step, f"a step of {distance}")
         return to_offset(distance).freqstr
-    # Days, weeks and months keep the wall clock, which may move against the step of a day when clocks change.
-    wall = times.tz_localize(None)
     found = _quietly(pd.infer_freq, wall) if len(wall) > 2 else None
     if found is not None:
         return getattr(found, "freqstr", found)  # pandas is about to return the offset itself
     if at is None:
         return f"{distance // DAY}D"
-    grids = {freq: pd.date_range(wall[0], wall[-1], freq=freq) for freq in (f"{distance // DAY}D", *WITH_GAPS)}
+    months = max(int(np.gcd.reduce(np.diff(wall.year * 12 + wall.month))), 1)
+    tried = [to_offset(freq).freqstr for freq in (f"{distance // DAY}D", "B", f"{months}MS", f"{months}ME")]
+    grids = {freq: pd.date_range(wall[0], wall[-1], freq=freq) for freq in tried}
     fitting = {freq: len(grid) for freq, grid in grids.items() if wall.isin(grid).all()}
     if not fitting or min(fitting.values()) > SPARSEST * len(times):
         raise ValueError(_irregular(times, at, f"a step of {distance}"))
@@ -157,6 +183,11 @@ def _quietly(function, *arguments):
 
 def _count(freq) -> int:
     return freq if isinstance(freq, int) else int(re.match(r"\d*", freq).group() or 1)  # type: ignore[union-attr]
+
+
+def _unit(alias: str) -> str:
+    """Return the alias of a period without its count."""
+    return re.sub(r"^\d+", "", alias)
 
 
 def _sample(index: pd.Index) -> str:

@@ -102,9 +102,9 @@ class WindowNorm(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Map (B, V, L) to its normalised form, and the statistics that `inverse` needs."""
-        mean = x.mean(-1, keepdim=True).detach()
+        mean = x.mean(-1, keepdim=True)
         x = x - mean
-        spread = torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + EPSILON).detach()
+        spread = torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + EPSILON)
         x = x / spread
         return (x * self.scale + self.shift if self.affine else x), (mean, spread)
 
