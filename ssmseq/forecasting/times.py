@@ -92,7 +92,7 @@ def _checked(times: pd.Index, freq):
             if offset.n < 1:
                 raise ValueError(f"freq must be positive, got {freq!r}")
             return offset.freqstr
-        alias = _quietly(lambda: pd.Period(ordinal=0, freq=freq).freqstr)
+        alias = _quietly(lambda: pd.PeriodIndex.from_ordinals([0], freq=freq).freqstr)
     except (ValueError, TypeError) as error:
         raise ValueError(f"freq={freq!r} is not the distance of {kind_of(times)}, such as 'h' or '2D'") from error
     if _unit(alias) != _unit(times.freqstr):
