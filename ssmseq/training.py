@@ -302,7 +302,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
         )
     if recorder.interrupted:
         kept = "the best weights so far" if recorder.best is not None else "its last weights"
-        warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=4)
+        warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=5)
     network.eval()
     columns = ["epoch", "train_loss", *(["valid_loss"] if valid is not None else []), "learning_rate", "seconds"]
     return pd.DataFrame(recorder.rows, columns=columns)

@@ -128,7 +128,7 @@ IMPOSSIBLE = [
     (NUMBERS, 1.0, r"at least 1, got 1\.0"),
     (STAMPS, 1, "freq=1 is not the distance of stamps"),
     (STAMPS, "fortnight", "freq='fortnight' is not the distance of stamps"),
-    (STAMPS, "-1D", "freq='-1D' is not the distance of stamps"),
+    (STAMPS, "-1D", "freq='-1D' is not the distance of stamps: freq must be positive"),
     (PERIODS, 2, "freq=2 is not the distance of periods"),
     (PERIODS, "MS", "freq='MS' is not the distance of periods"),
     (PERIODS, "D", "the rows are periods of 'M', but the frequency is 'D'"),
@@ -248,3 +248,11 @@ def test_numbered_rows_train_without_calendar(small, waves):
     auto, without, none = (small(time_features=option).fit(waves.to_numpy()) for option in ("auto", False, []))
     np.testing.assert_array_equal(auto.predict(), without.predict())
     np.testing.assert_array_equal(none.predict(), without.predict())
+
+
+def test_days_of_24_hours_pass_a_clock_change():
+    times = pd.date_range("2024-10-20", periods=14, freq="24h", tz="UTC").tz_convert("Europe/Berlin")
+    grid, places, freq = regular_grid(times)
+    assert places is None
+    assert grid.equals(times)
+    assert future_times(times, freq, 3).equals(times[-1] + pd.timedelta_range("24h", periods=3, freq="24h"))

@@ -94,7 +94,7 @@ def _checked(times: pd.Index, freq):
             return offset.freqstr
         alias = _quietly(lambda: pd.PeriodIndex.from_ordinals([0], freq=freq).freqstr)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"freq={freq!r} is not the distance of {kind_of(times)}, such as 'h' or '2D'") from error
+        raise ValueError(f"freq={freq!r} is not the distance of {kind_of(times)}: {error}") from error
     if _unit(alias) != _unit(times.freqstr):
         raise ValueError(f"the rows are periods of {times.freqstr!r}, but the frequency is {freq!r}")
     return alias
@@ -141,6 +141,9 @@ def _inferred(times: pd.Index):
     if distance % DAY:
         _require_multiples(times, step, f"a step of {distance}")
         return to_offset(distance).freqstr
+    absolute, uneven = _commonest_step(times)
+    if at is not None and uneven is None:  # days of 24 hours, whatever the clocks do
+        return f"{pd.Timedelta(absolute, times.unit) // pd.Timedelta('1min')}min"
     found = _quietly(pd.infer_freq, wall) if len(wall) > 2 else None
     if found is not None:
         return getattr(found, "freqstr", found)  # pandas is about to return the offset itself
