@@ -71,7 +71,9 @@ def main() -> None:
     print("| model | MASE | coverage at 80 % | at 95 % | seeds |\n|---|---|---|---|---|")
     for name, group in table:
         cells = [f"{group['mase'].mean():.3f} ± {group['mase'].std(ddof=0):.3f}"]
-        cells += [f"{100 * group[f'coverage_{p}'].mean():.1f}" if f"coverage_{p}" in group else "" for p in LEVELS]
+        cells += [
+            f"{100 * group[f'coverage_{p}'].mean():.1f}" if group[f"coverage_{p}"].notna().all() else "" for p in LEVELS
+        ]
         print(f"| {name} | {' | '.join(cells)} | {len(group)} |")
 
 

@@ -143,7 +143,7 @@ def _inferred(times: pd.Index):
         return to_offset(distance).freqstr
     absolute, uneven = _commonest_step(times)
     if at is not None and uneven is None:  # days of 24 hours, whatever the clocks do
-        return f"{pd.Timedelta(absolute, times.unit) // pd.Timedelta('1min')}min"
+        return f"{int(pd.Timedelta(absolute, times.unit).total_seconds() / 60)}min"
     found = _quietly(pd.infer_freq, wall) if len(wall) > 2 else None
     if found is not None:
         return getattr(found, "freqstr", found)  # pandas is about to return the offset itself
