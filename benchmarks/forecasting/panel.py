@@ -5,7 +5,8 @@
 Needs M4_Hourly-train.csv.gz and M4_Hourly-test.csv.gz in the folder that SSMSEQ_DATA names, or in its subfolder
 "forecasting". MASE as in the M4 competition: the mean absolute error of each series by that of its seasonal naive
 forecast (24 rows) within the training rows, averaged over the series; coverage of the intervals at 80 and 95 %. The
-validation rows are the last fifth of each series. Rows replace those of an earlier run in benchmarks/results/panel.jsonl.
+validation rows are the last fifth of each series. The rows replace those of an earlier run in
+benchmarks/results/panel.jsonl.
 """
 
 import json
