@@ -19,7 +19,7 @@ _FORECASTERS = (
     "LinearForecaster",
 )
 CLASSES: dict[str, str] = dict.fromkeys(_FORECASTERS, "ssmseq.forecasting")
-UNSAVED = ("callbacks", "logger", "trainer_params")  # live objects of a training run, not of the model
+UNSAVED = ("callbacks", "logger", "trainer_params", "checkpoint_folder")  # of a training run, not of the model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
