@@ -264,7 +264,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     -------
     history : pandas.DataFrame
         Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. The validation loss
-        is the mean squared error, whatever the estimator's `loss`.
+        is the mean squared error, whatever the estimator's `loss`, but that of quantiles for a network of quantiles.
 
     Raises
     ------
