@@ -144,7 +144,8 @@ class KarmaForecaster(BaseForecaster):
     ----------
     network_ : KarmaNetwork
     history_ : pandas.DataFrame
-        One row per epoch: epoch, train_loss, valid_loss (the mean squared error; of quantiles their loss), learning_rate, seconds.
+        One row per epoch: epoch, train_loss, valid_loss (the mean squared error; of quantiles their loss),
+        learning_rate, seconds.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int

@@ -109,7 +109,8 @@ class LinearForecaster(BaseForecaster):
     ----------
     network_ : LinearNetwork
     history_ : pandas.DataFrame
-        One row per epoch: epoch, train_loss, valid_loss (the mean squared error; of quantiles their loss), learning_rate, seconds.
+        One row per epoch: epoch, train_loss, valid_loss (the mean squared error; of quantiles their loss),
+        learning_rate, seconds.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int
