@@ -22,7 +22,8 @@ LAYERS = (  # lower ones first; a module may import from its own layer and from 
         "ssmseq.persistence",
         "ssmseq.datasets",
     ),
-    ("ssmseq.forecasting",),
+    ("ssmseq.forecasting", "ssmseq.ecg"),
+    ("ssmseq.benchmark",),
     ("ssmseq.cli", "ssmseq.environment"),
 )
 

@@ -33,13 +33,13 @@ def outputs(estimator, forecast: Tensor, lookback: Tensor, levels: tuple, bounds
     """Return scaled outputs (B, V, H, 1 + 2 levels [+ Q]): point forecast, lower and upper bounds, quantiles."""
     point = estimator._point(forecast)
     columns = [point]
-    for half in _half_widths(bounds, lookback.double(), levels, point.shape[1]):
+    for half in half_widths(bounds, lookback.double(), levels, point.shape[1]):
         columns += [point - half, point + half]
     stacked = torch.stack(columns, -1)
     return stacked if estimator.quantiles is None else torch.cat([stacked, forecast], -1)
 
 
-def _half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_variates: int) -> list[Tensor]:
+def half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_variates: int) -> list[Tensor]:
     if not levels:
         return []
     if bounds is None:
@@ -97,7 +97,7 @@ def evaluate(estimator, df, *, scaled: bool, levels: tuple, other_columns: bool)
             pinball = torch.maximum(q * short, (q - 1) * short).mean(-1)
             sums["quantile"] += 2 * (pinball * measured).sum().item()
         for p, half in zip(
-            levels, _half_widths(estimator.interval_bounds_, lookback, levels, scale.shape[1]), strict=True
+            levels, half_widths(estimator.interval_bounds_, lookback, levels, scale.shape[1]), strict=True
         ):
             inside = (error.abs() <= half) & observed
             sums[f"coverage_{p}"] = sums.get(f"coverage_{p}", 0.0) + inside.sum().item()

@@ -9,7 +9,7 @@ dropout, a residual around the feed-forward net and a final normalisation.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,53 @@ from ssmseq.forecasting.base import BaseForecaster
 from ssmseq.forecasting.tokens import Head, InputSizes, VariateTokens, WindowNorm
 from ssmseq.nn import SMambaEncoderLayer
 from ssmseq.nn.bidirectional import ACTIVATIONS
+
+HOURLY = ("hour", "day_of_week", "day_of_month", "day_of_year")  # the authors' calendar, whatever the frequency
+ETT, WIDE = {"time_features": HOURLY}, {"time_features": HOURLY, "d_model": 512, "d_ff": 512}
+ROADS = {**WIDE, "time_features": False, "n_layers": 4, "d_state": 32}
+PAPER: dict[str, tuple[dict, dict[int, dict]]] = {  # the authors' scripts: of a data set, and of its horizons
+    "ETTh1": (ETT, {96: {"learning_rate": 7e-5}, 192: {"learning_rate": 7e-5}}),
+    "ETTh2": (
+        ETT,
+        {96: {"learning_rate": 4e-5}, 192: {"learning_rate": 4e-5}, 336: {"learning_rate": 3e-5}}
+        | {720: {"learning_rate": 7e-5}},
+    ),
+    "ETTm1": (ETT, {h: {"d_model": 128, "d_ff": 128} for h in (192, 336, 720)}),
+    "ETTm2": (
+        ETT,
+        {h: {"d_model": 128, "d_ff": 128} for h in (192, 720)}
+        | {336: {"d_model": 128, "d_ff": 128, "learning_rate": 3e-5}},
+    ),
+    "weather": ({**WIDE, "n_layers": 3, "max_epochs": 5}, {}),
+    "electricity": (
+        {**WIDE, "n_layers": 3, "d_state": 32, "batch_size": 16, "max_epochs": 5, "learning_rate": 5e-4},
+        {96: {"d_state": 16, "learning_rate": 1e-3}},
+    ),
+    "exchange_rate": (
+        {**ETT, "d_model": 128, "d_ff": 128, "d_state": 32},
+        {96: {"learning_rate": 1e-4, "batch_size": 16}, 192: {"learning_rate": 1e-4}},
+    ),
+    "traffic": (
+        {**WIDE, "n_layers": 4, "d_state": 32, "batch_size": 16, "learning_rate": 1e-3},
+        {336: {"learning_rate": 2e-3}, 720: {"learning_rate": 8e-4}},
+    ),
+    "solar": ({**WIDE, "time_features": False, "d_state": 32, "learning_rate": 1e-4}, {}),
+    "PEMS03": (
+        {**ROADS, "learning_rate": 1e-3},
+        {12: {"max_epochs": 5}, 48: {"n_layers": 5, "learning_rate": 1e-4}, 96: {"learning_rate": 1.5e-3}},
+    ),
+    "PEMS04": ({**ROADS, "d_model": 1024, "d_ff": 1024, "learning_rate": 3e-4, "normalize": False}, {}),
+    "PEMS07": (
+        {**ROADS, "normalize": False, "learning_rate": 5e-4},
+        {12: {"n_layers": 2, "learning_rate": 7e-4, "batch_size": 16}, 24: {"n_layers": 2, "learning_rate": 7e-4}}
+        | {96: {"batch_size": 16}},
+    ),
+    "PEMS08": (
+        {**ROADS, "learning_rate": 1e-3},
+        {12: {"n_layers": 2}, 24: {"n_layers": 2, "learning_rate": 7e-4}}
+        | {h: {"d_model": 256, "d_ff": 256, "batch_size": 16} for h in (48, 96)},
+    ),
+}
 
 
 class SMambaNetwork(nn.Module):
@@ -298,6 +345,29 @@ class SMambaForecaster(BaseForecaster):
         self.trainer_params = trainer_params
         self.num_workers = num_workers
         self.verbose = verbose
+
+    @classmethod
+    def from_preset(cls, *, dataset: str, horizon: int = 96, **changes) -> Self:
+        """Return an unfitted estimator with the settings that the authors' scripts have for a data set and horizon.
+
+        Parameters
+        ----------
+        dataset : str
+            "ETTh1", "ETTh2", "ETTm1", "ETTm2", "weather", "electricity", "exchange_rate", "traffic", "solar", "PEMS03",
+            "PEMS04", "PEMS07" or "PEMS08". The look-back is 96.
+        horizon : int
+            Rows to forecast. The scripts have rates, and some sizes, of their own for each of their horizons.
+        **changes
+            Other parameters of the constructor; they win over the preset.
+
+        Raises
+        ------
+        ValueError
+            For another data set.
+        """
+        check_choice("dataset", dataset, tuple(PAPER))
+        shared, by_horizon = PAPER[dataset]
+        return cls(**{"horizon": horizon, "learning_rate": 5e-5, **shared, **by_horizon.get(horizon, {}), **changes})
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -1,0 +1,1 @@
+"""The benchmark suites: which runs there are, running them, and reporting what came out."""

@@ -1,0 +1,284 @@
+"""Carrying out a suite: a process for each run, rows appended as they come, what is there already left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ssmseq.benchmark.suites import Run, Suite
+
+
+class Results:
+    """The rows of a suite in a file of JSON lines; the last row of a key counts.
+
+    Parameters
+    ----------
+    path : path-like
+        Made with its folder when the first row comes. Several processes may append to it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the last row of each key, in the order of their first appearance.
+
+        Raises
+        ------
+        ValueError
+            If a line is not JSON, but for a last one without an end, which an interrupted writer left.
+        """
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        lines = text.split("\n")
+        found: dict[str, dict] = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    continue
+                raise ValueError(f"{self.path}, line {number}, is not JSON: {error}; mend or remove it") from error
+            found[row["key"]] = row
+        return list(found.values())
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row in a single write, after ending a line that an interrupted writer left open."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            size = file.tell()
+            if size:
+                file.seek(size - 1)
+                ending = b"" if file.read(1) == b"\n" else b"\n"
+            else:
+                ending = b""
+            file.write(ending + json.dumps(row).encode() + b"\n")
+
+    def done(self) -> set[str]:
+        """Return the keys of the runs that need not be repeated."""
+        return {row["key"] for row in self.rows() if row["status"] == "ok"}
+
+
+def find_absent(suite: Suite, *, download: bool = True) -> Suite:
+    """Return the suite without the runs whose data or peer packages are not here; `absent` says why.
+
+    Parameters
+    ----------
+    suite : Suite
+    download : bool
+        Whether registered data sets that are not here are downloaded.
+    """
+    from ssmseq.benchmark import data, models
+
+    absent: dict[str, str] = {}
+    for run in {r.dataset: r for r in suite.runs}.values():
+        try:
+            data.load(run.dataset, run.data, folder=run.folder, download=download)
+        except OSError as error:
+            absent[run.dataset] = " ".join(str(error).split())
+    for run in {r.model: r for r in suite.runs}.values():
+        reason = models.why_absent(run)
+        if reason is not None:
+            absent[run.model] = reason
+    runs = [r for r in suite.runs if r.dataset not in absent and r.model not in absent]
+    return Suite(suite.name, suite.title, suite.description, suite.warnings, runs, absent)
+
+
+def share_of(runs: list[Run], shard: str | None) -> list[Run]:
+    """Return every n-th run for a shard "i/n"; i counts from 1.
+
+    Raises
+    ------
+    ValueError
+        If the shard is not of that form.
+    """
+    if shard is None:
+        return runs
+    first, slash, n = shard.partition("/")
+    if not (slash and first.isdigit() and n.isdigit() and 1 <= int(first) <= int(n)):
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/8, got {shard!r}")
+    return runs[int(first) - 1 :: int(n)]
+
+
+def carry_out(
+    suite: Suite,
+    results: Results,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    shard: str | None = None,
+    engine: str = "process",
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, int]:
+    """Perform the runs of a suite that have no row yet.
+
+    Parameters
+    ----------
+    suite : Suite
+        As `find_absent` returns it.
+    results : Results
+    jobs : int
+        Runs at a time.
+    threads : int, optional
+        Of each run; by default the cores divided by `jobs`.
+    device : {"auto", "cpu", "gpu"}
+    shard : str, optional
+        "i/n": only every n-th run, from the i-th on.
+    engine : {"process", "ray"}
+        Processes on this machine, or tasks of the Ray cluster that `ray.init` finds.
+    command : str
+        Put into each row.
+    say : callable
+        Given a line of progress after each run.
+
+    Returns
+    -------
+    dict
+        How many runs were "performed", "skipped" (a row was there) and "failed".
+    """
+    mine = share_of(suite.runs, shard)
+    done = results.done()
+    open_runs = list({r.key: r for r in mine if r.key not in done}.values())
+    counts = {"performed": 0, "skipped": len(mine) - len(open_runs), "failed": 0}
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    clock = Clock(results.rows(), jobs)
+    perform = _on_ray if engine == "ray" else _in_processes
+    for run, row in perform(open_runs, jobs, threads, device):
+        results.append({**row, "suite": suite.name, "command": command})
+        failed = row["status"] == "failed"
+        counts["failed" if failed else "performed"] += 1
+        clock.ended(run, row["wall_seconds"])
+        at = counts["performed"] + counts["failed"]
+        outcome = f"FAILED: {row['reason']}" if failed else f"MSE {row['mse']:.4f}, MAE {row['mae']:.4f}"
+        left = clock.left([r for r in open_runs if r.key not in clock.seen])
+        say(f"[{at}/{len(open_runs)}] {describe(run)}: {outcome}, {row['wall_seconds']:.0f} s{left}")
+    return counts
+
+
+def describe(run: Run) -> str:
+    """Return a run in words."""
+    return f"{run.dataset}, {run.horizon} ahead, {run.model}, seed {run.seed}"
+
+
+class Clock:
+    """How long is left, from the seconds that runs of the same model and data, or of any, have taken."""
+
+    def __init__(self, rows: list[dict], jobs: int):
+        self.jobs = jobs
+        self.seen: set[str] = set()
+        self.known: dict[Any, list[float]] = {}
+        for row in rows:
+            if row["status"] == "ok" and row.get("wall_seconds"):
+                self._note(row["model"], row["dataset"], row["wall_seconds"])
+
+    def _note(self, model: str, dataset: str, seconds: float) -> None:
+        for key in ((model, dataset), model, None):
+            self.known.setdefault(key, []).append(seconds)
+
+    def ended(self, run: Run, seconds: float) -> None:
+        """Note a run."""
+        self.seen.add(run.key)
+        self._note(run.model, run.dataset, seconds)
+
+    def left(self, runs: list[Run]) -> str:
+        """Return how long these runs will take, as the end of a sentence."""
+        if not runs:
+            return ""
+        guesses = [
+            median(next(self.known[k] for k in ((r.model, r.dataset), r.model, None) if k in self.known)) for r in runs
+        ]
+        minutes = sum(guesses) / self.jobs / 60
+        return f"; about {minutes / 60:.1f} h left" if minutes > 90 else f"; about {max(1, round(minutes))} min left"
+
+
+def run_in_process(run: Run, threads: int, device: str, started: list | None = None) -> dict[str, Any]:
+    """Perform a run in a fresh process; a crash becomes a row with the status "failed" and its reason."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssmseq.benchmark.running"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    if started is not None:
+        started.append(process)
+    out, err = process.communicate(json.dumps({**run.as_dict(), "device": device}))
+    seconds = round(time.perf_counter() - began, 2)
+    if process.returncode == 0:
+        return json.loads(out.splitlines()[-1]) | {"wall_seconds": seconds}
+    return failed_row(run, _reason(process.returncode, err), seconds)
+
+
+def failed_row(run: Run, reason: str, seconds: float) -> dict[str, Any]:
+    """Return the row of a run that did not end well."""
+    named = {name: getattr(run, name) for name in ("dataset", "model", "horizon", "lookback", "seed")}
+    return {"key": run.key, **named, "status": "failed", "reason": reason, "wall_seconds": seconds}
+
+
+def _reason(code: int, err: str) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system ended it: most likely out of memory)" if name == "SIGKILL" else ""
+        return f"ended by {name}{hint}"
+    lines = [line for line in err.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {code} without a message"
+
+
+def _in_processes(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[tuple[Run, dict[str, Any]]]:
+    started: list[subprocess.Popen] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        futures: dict[Future, Run] = {pool.submit(run_in_process, r, threads, device, started): r for r in runs}
+        try:
+            waiting = set(futures)
+            while waiting:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield futures[future], future.result()
+        except BaseException:  # Ctrl-C, or a consumer that stops: nothing is left running
+            for future in futures:
+                future.cancel()
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+            raise
+
+
+def _on_ray(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Perform runs as tasks of a Ray cluster: each starts its own process on the node that it lands on.
+
+    A lost worker or node costs its task two more attempts before it counts as failed. `jobs` is ignored: the cluster's
+    cores and GPUs decide how many run at a time.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('engine="ray" needs Ray: pip install "ssmseq[ray]"') from error
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False)
+    gpus = 1 if device == "gpu" else 0
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_in_process)
+    waiting = {task.remote(run, threads, device): run for run in runs}
+    while waiting:
+        (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+        run = waiting.pop(ended)
+        try:
+            yield run, ray.get(ended)
+        except ray.exceptions.RayError as error:
+            yield run, failed_row(run, f"Ray: {' '.join(str(error).split())[:300]}", 0.0)

@@ -1,0 +1,1 @@
+"""Multilabel classification of electrocardiograms: from record files to calibrated labels."""
