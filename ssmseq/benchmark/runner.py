@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -53,20 +54,28 @@ class Results:
         return list(found.values())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row in a single write, after ending a line that an interrupted writer left open."""
+        """Add a row in a single write; the start of a row that an interrupted writer left at the end goes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
-            size = file.tell()
-            if size:
-                file.seek(size - 1)
-                ending = b"" if file.read(1) == b"\n" else b"\n"
-            else:
-                ending = b""
-            file.write(ending + json.dumps(row).encode() + b"\n")
+            file.seek(0)
+            last = file.read().rpartition(b"\n")[2]
+            if last and _is_json(last):  # an editor took the end of the line
+                file.write(b"\n")
+            elif last:
+                file.truncate(file.tell() - len(last))
+            file.write(json.dumps(row).encode() + b"\n")
 
     def done(self) -> set[str]:
         """Return the keys of the runs that need not be repeated."""
         return {row["key"] for row in self.rows() if row["status"] == "ok"}
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def find_absent(suite: Suite, *, download: bool = True) -> Suite:
@@ -119,7 +128,6 @@ def carry_out(
     device: str = "auto",
     shard: str | None = None,
     engine: str = "process",
-    command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, int]:
     """Perform the runs of a suite that have no row yet.
@@ -138,8 +146,6 @@ def carry_out(
         "i/n": only every n-th run, from the i-th on.
     engine : {"process", "ray"}
         Processes on this machine, or tasks of the Ray cluster that `ray.init` finds.
-    command : str
-        Put into each row.
     say : callable
         Given a line of progress after each run.
 
@@ -156,7 +162,7 @@ def carry_out(
     clock = Clock(results.rows(), jobs)
     perform = _on_ray if engine == "ray" else _in_processes
     for run, row in perform(open_runs, jobs, threads, device):
-        results.append({**row, "suite": suite.name, "command": command})
+        results.append({**row, "suite": suite.name, "command": command_of(suite, run, threads, device)})
         failed = row["status"] == "failed"
         counts["failed" if failed else "performed"] += 1
         clock.ended(run, row["wall_seconds"])
@@ -165,6 +171,13 @@ def carry_out(
         left = clock.left([r for r in open_runs if r.key not in clock.seen])
         say(f"[{at}/{len(open_runs)}] {describe(run)}: {outcome}, {row['wall_seconds']:.0f} s{left}")
     return counts
+
+
+def command_of(suite: Suite, run: Run, threads: int, device: str) -> str:
+    """Return the command line that repeats one run."""
+    words = ["ssmseq", "benchmark", "run", suite.name, "--dataset", run.dataset, "--model", run.model]
+    words += ["--horizon", str(run.horizon), "--seed", str(run.seed), "--threads", str(threads), "--device", device]
+    return shlex.join(words)
 
 
 def describe(run: Run) -> str:

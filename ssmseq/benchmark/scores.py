@@ -172,7 +172,7 @@ def training_statistics(data) -> tuple[Tensor, Tensor, Tensor]:
 def _of_adapter(adapter, frame, mean: Tensor, scale: Tensor) -> Iterator[Batch]:
     """Yield what an adapter forecasts; it speaks of values standardised by the training part."""
     for standardised in adapter.forecasts(frame):
-        forecast, truth = (torch.as_tensor(np.asarray(x), dtype=torch.float64) for x in standardised)
+        forecast, truth = (torch.from_numpy(np.array(x, dtype=np.float64)) for x in standardised)
         unit, centre = scale[0].unsqueeze(-1), mean[0].unsqueeze(-1)
         yield Batch(forecast * unit + centre, truth * unit + centre, torch.zeros(len(truth)).long())
 

@@ -14,6 +14,7 @@ from ssmseq.cli.contract import EXIT_CODES, OK, Parser, guarded
 COMMANDS = {
     "fit": "fit an estimator on a table and save it",
     "predict": "forecast with a saved model",
+    "benchmark": "run, report and compare the forecasting benchmarks",
     "data": "list, fetch or verify the benchmark data sets",
     "info": "versions, devices, and which scan kernel serves them and why",
     "demo": "train on ETTh1, compare with two baselines, draw the forecast",
