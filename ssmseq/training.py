@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ssmseq import checkpoints
 from ssmseq.base import check_choice, check_number
 from ssmseq.memory import apply_network, check_memory
-from ssmseq.nn.losses import LOSSES, loss_of, quantiles_of, validation_loss_of
+from ssmseq.nn.losses import Loss
 from ssmseq.sampling import EpochSampler, mixed_seed
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -51,11 +51,8 @@ def _check_parameters(e) -> None:
     check_number("num_workers", e.num_workers, minimum=0, integer=True)
     if e.patience is not None:
         check_number("patience", e.patience, minimum=1, integer=True)
-    check_choice("loss", e.loss, tuple(LOSSES))
-    check_number("fredf_weight", e.fredf_weight, minimum=0, maximum=1)
     check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
     check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
-    quantiles_of(e)
     for key in e.trainer_params or {}:
         if key in NAMED:
             raise ValueError(f"trainer_params may not hold {key!r}; it is a parameter of its own: set {key}=")
@@ -72,14 +69,9 @@ def _check_parameters(e) -> None:
 
 
 class _Module(pl.LightningModule):
-    def __init__(self, network: nn.Module, estimator, train: Dataset, valid: Dataset | None, sampler: EpochSampler):
+    def __init__(self, network: nn.Module, estimator, losses: dict[str, Loss], sampler: EpochSampler):
         super().__init__()
-        self.network, self.estimator, self.sampler = network, estimator, sampler
-        self.gaps = {"train_loss": getattr(train, "has_gaps", False), "valid_loss": getattr(valid, "has_gaps", False)}
-        self.losses = {
-            "train_loss": loss_of(estimator, masked=self.gaps["train_loss"]),
-            "valid_loss": validation_loss_of(estimator, masked=self.gaps["valid_loss"]),
-        }
+        self.network, self.estimator, self.losses, self.sampler = network, estimator, losses, sampler
         self.sums = {}
 
     def setup(self, stage):
@@ -92,7 +84,7 @@ class _Module(pl.LightningModule):
     def _step(self, part: str, batch):
         inputs, targets = batch
         loss = self.losses[part](apply_network(self.network, inputs), targets)
-        n_observed = (~targets.isnan()).sum() if self.gaps[part] else targets.numel()
+        n_observed = (~targets.isnan()).sum()
         total, count = self.sums.get(part, (0.0, 0))
         wide = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))  # a sum in bfloat16 would stand still
         self.sums[part] = (total + wide * n_observed, count + n_observed)
@@ -243,7 +235,9 @@ class _Keeper(Checkpoint):
             checkpoints.write(self.folder, {"fingerprint": self.fingerprint, "recorder": recorder, **state})
 
 
-def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | None, seed: int) -> pd.DataFrame:
+def fit_network(
+    network: nn.Module, estimator, train: Dataset, valid: Dataset | None, losses: dict[str, Loss], seed: int
+) -> pd.DataFrame:
     """Train a network in place and leave the best weights in it.
 
     Parameters
@@ -254,8 +248,10 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
         Its training parameters are read: learning_rate, batch_size, max_epochs, patience, ...
     train, valid : torch.utils.data.Dataset
         Fetched a batch at a time through ``__getitems__``, giving (inputs, targets); inputs are a tensor, or tensors by
-        the names of the network's arguments. Targets hold NaN where a dataset with ``has_gaps`` true observed nothing.
-        Without `valid` there is no early stopping and the last weights stay.
+        the names of the network's arguments. Targets hold NaN where nothing was observed. Without `valid` there is no
+        early stopping and the last weights stay.
+    losses : dict of callable
+        "train_loss" and "valid_loss" map predictions and targets to the mean over the targets observed.
     seed : int
         Of shuffling and dropout, by way of `checkpoints.resumable_seed`; the caller seeds the rest, and keeps torch's
         global generators apart (``fork_rng``).
@@ -263,8 +259,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
     Returns
     -------
     history : pandas.DataFrame
-        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. The validation loss
-        is the mean squared error, whatever the estimator's `loss`, but that of quantiles for a network of quantiles.
+        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch.
 
     Raises
     ------
@@ -291,7 +286,7 @@ def fit_network(network: nn.Module, estimator, train: Dataset, valid: Dataset | 
         window, _ = train.__getitems__([0])  # type: ignore[attr-defined]
         device, precision = trainer.strategy.root_device, trainer.precision
         check_memory(network, window, estimator.batch_size, device=device, precision=precision)
-        module = _Module(network, estimator, train, valid, sampler)
+        module = _Module(network, estimator, losses, sampler)
         trainer.fit(module, *_loaders(estimator, train, valid, sampler))
     if recorder.best is not None:
         network.load_state_dict(recorder.best)

@@ -136,6 +136,10 @@ def test_quantiles_that_cannot_be_are_refused(small, waves, no_training):
         refuse("quantiles must be None or a list of numbers between 0 and 1", wrong)
 
 
+def losses_of(est):
+    return {"train_loss": loss_of(est, masked=True), "valid_loss": validation_loss_of(est, masked=True)}
+
+
 @pytest.mark.parametrize("quantiles", [None, LEVELS], ids=["points", "quantiles"])
 def test_an_epochs_means_are_exact_over_unlike_batches(small, quantiles):
     est = small(max_epochs=1, learning_rate=1e-12, batch_size=8)  # too small a rate to move a weight
@@ -144,7 +148,7 @@ def test_an_epochs_means_are_exact_over_unlike_batches(small, quantiles):
     network = Named(None if quantiles is None else len(quantiles))
     train, valid = Gappy(48, 0.3, seed=1), Gappy(27, 0.5, seed=2)  # the last batch of validation has three windows
     with torch.random.fork_rng():
-        history = fit_network(network, est, train, valid, 0).iloc[0]
+        history = fit_network(network, est, train, valid, losses_of(est), 0).iloc[0]
     with torch.no_grad():
         found = [network(past=d.past, static=d.static) for d in (train, valid)]
 
@@ -168,7 +172,7 @@ def test_quantiles_are_learnt(small):
     data.static.zero_()
     network = Named(3)
     with torch.random.fork_rng():
-        fit_network(network, est, data, None, 0)
+        fit_network(network, est, data, None, losses_of(est), 0)
     with torch.no_grad():
         found = network(past=data.past[:1], static=data.static[:1])[0, 0, 0]
     targets = data.targets[:, :, 0]

@@ -18,7 +18,7 @@ from ssmseq.forecasting.scaling import Scaler
 from ssmseq.forecasting.times import future_times
 from ssmseq.forecasting.tokens import InputSizes
 from ssmseq.forecasting.windows import Windows
-from ssmseq.nn.losses import quantiles_of
+from ssmseq.nn.losses import LOSSES, loss_of, quantiles_of, validation_loss_of
 
 SCALERS = ("standard", "none")
 
@@ -33,6 +33,8 @@ class BaseForecaster(SequenceEstimator):
     time_features: Any = False
     quantiles: Any = None
     random_state: Any = None
+    loss: Any
+    fredf_weight: Any
     warm_start: bool = False
     window_dtype: Any = np.float32  # of the scaled values that the model is given
     _fits_other_variates = True  # whether a fitted model has nothing of its own for each variate
@@ -227,6 +229,9 @@ class BaseForecaster(SequenceEstimator):
         else:
             for name in self.time_features:
                 check_choice("time_features", name, tuple(CALENDAR))
+        if hasattr(self, "loss"):
+            check_choice("loss", self.loss, tuple(LOSSES))
+            check_number("fredf_weight", self.fredf_weight, minimum=0, maximum=1)
         quantiles_of(self)
 
     def _lookbacks(self) -> tuple:
@@ -238,13 +243,15 @@ class BaseForecaster(SequenceEstimator):
         from ssmseq.checkpoints import resumable_seed
         from ssmseq.training import fit_network
 
+        losses = {"train_loss": loss_of(self, masked=train.has_gaps)}
+        losses["valid_loss"] = validation_loss_of(self, masked=valid is not None and valid.has_gaps)
         seed = resumable_seed(self, draw_seed(self.random_state))
         with torch.random.fork_rng():  # also of every CUDA device, so that the caller's generators stay as they are
             torch.manual_seed(seed)
             network = self._build_network(sizes).float()  # whatever torch's default dtype is
             if self.warm_start and hasattr(self, "network_"):
                 _take_over(network, self.network_)
-            history = fit_network(network, self, train, valid, seed)
+            history = fit_network(network, self, train, valid, losses, seed)
         self.network_, self.history_, self.n_iter_ = network, history, len(history)
         return self.lookback
 
