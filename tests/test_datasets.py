@@ -178,7 +178,9 @@ def test_ett_splits_are_months_of_30_days(name, scale):
     assert files.lookup(name).splits == expected
 
 
-@pytest.mark.parametrize("name", ["weather", "exchange_rate", "national_illness"])
+@pytest.mark.parametrize(
+    "name", ["weather", "exchange_rate", "national_illness", "EPF_NP", "EPF_PJM", "electricity", "traffic", "solar"]
+)
 def test_other_splits_are_70_10_20(name):
     entry = files.lookup(name)
     train, test = int(0.7 * entry.rows), int(0.2 * entry.rows)
@@ -192,7 +194,7 @@ def test_other_splits_are_70_10_20(name):
 def test_listing_and_verifying_load_neither_pandas_nor_torch():
     script = (
         "import sys, ssmseq.datasets as d\n"
-        "assert len(d.list_datasets()) == 7\n"
+        "assert len(d.list_datasets()) == 18\n"
         "print([m for m in ('torch', 'pandas', 'sklearn', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

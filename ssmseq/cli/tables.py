@@ -103,9 +103,9 @@ def _read_dataset(name: str, quiet: bool) -> "pd.DataFrame":
     from ssmseq import datasets
 
     with fetching(quiet=quiet):
-        if name.startswith("ETT"):
-            return datasets.fetch_ett(name.removeprefix("ETT")).frame  # type: ignore[arg-type]
-        return getattr(datasets, f"fetch_{name}")().frame
+        if name.startswith("M4_hourly"):  # the file has one series a row
+            return datasets.fetch_m4_hourly()[name.removeprefix("M4_hourly_")]
+        return datasets.fetch_dataset(name).frame
 
 
 def _read_file(source: str) -> "pd.DataFrame":

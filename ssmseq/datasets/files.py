@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,19 +37,19 @@ class DatasetFile:
     bytes: int
     rows: int
     columns: int
-    split_ends: tuple[int, int, int]
     licence: str
     citation: str
     homepage: str
     description: str
-    header: bool = True
+    split_ends: tuple[int, ...] = ()
+    layout: str = "dated"
+    date_format: str = "%Y-%m-%d %H:%M:%S"
     also_accepted: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, tuple[int, int]]:
-        """Row numbers (start, stop) of the train, validation and test parts, without look-back overlap."""
-        train, validation, test = self.split_ends
-        return {"train": (0, train), "validation": (train, validation), "test": (validation, test)}
+        """Row numbers (start, stop) of the train, validation and test parts, without look-back overlap, if any."""
+        return dict(zip(("train", "validation", "test"), pairwise((0, *self.split_ends)), strict=False))
 
     def accepts(self, sha256: str) -> bool:
         """Whether a content with this checksum holds the registered rows."""

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from ssmseq.datasets import files
+from ssmseq.datasets.loading import count_rows
 
 
 def list_datasets(*, data_home: str | os.PathLike | None = None) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def verify_dataset(name: str, *, data_home: str | os.PathLike | None = None) -> 
     DatasetNotFoundError
         If no copy was found.
     ValueError
-        If the name is unknown, `data_home` is not a folder, or the file is damaged gzip.
+        If the name is unknown, `data_home` is not a folder, or the file is damaged gzip or npz.
     """
     entry = files.lookup(name)
     path = files.locate([entry], data_home=data_home).get(name)
@@ -77,7 +78,7 @@ def verify_dataset(name: str, *, data_home: str | os.PathLike | None = None) -> 
         )
     content = files.read_content(path)
     sha256 = files.sha256_of(content)
-    rows = len(content.splitlines()) - entry.header
+    rows = count_rows(entry, content)
     return {
         "name": name,
         "path": str(path),
