@@ -26,6 +26,7 @@ models:
     params: {max_epochs: 1}
     datasets: {known: {max_epochs: 2}}
   informed: {estimator: SMambaForecaster, covariates: future, only: [known]}
+unranked: [known]
 warnings: {mine: Made up., elsewhere: Not here.}
 """
 WINDOWS = {  # forecasting literature, all test windows at the four horizons
@@ -61,6 +62,7 @@ def test_a_suite_lists_every_run_once(suite):
         *[("linear", "known", 3, 0), ("informed", "known", 3, 0)],
     ]
     assert {r.lookback for r in suite.runs} == {8}
+    assert suite.unranked == suite.only(model=["naive"]).unranked == ("known",)
     assert [r.spec["params"] for r in suite.runs if r.model == "linear"][-2:] == [{"max_epochs": 1}, {"max_epochs": 2}]
     assert len({r.key for r in suite.runs}) == len(suite.runs)
     assert [e["key"] for e in suite.expected] == [r.key for r in suite.runs]
@@ -91,6 +93,7 @@ def test_a_part_of_a_suite(suite):
         (("estimator: LinearForecaster", "params: {}"), "own.yaml"),
         (("splits: [0.6", "split: [0.6"), "data set mine has unknown keys split"),
         (("only: [known]", "only: [unknown]"), "model informed names data sets that the suite lacks: unknown"),
+        (("unranked: [known]", "unranked: [x]"), "unranked names data sets that the suite lacks: x"),
         (("title: A table of my own", "title: [A"), "own.yaml"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -100,7 +101,7 @@ def find_absent(suite: Suite, *, download: bool = True) -> Suite:
         if reason is not None:
             absent[run.model] = reason
     runs = [r for r in suite.runs if r.dataset not in absent and r.model not in absent]
-    return Suite(suite.name, suite.title, suite.description, suite.warnings, runs, absent)
+    return replace(suite, runs=runs, absent=absent)
 
 
 def share_of(runs: list[Run], shard: str | None) -> list[Run]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "suites"
 SUITE_KEYS = {"title", "description", "lookback", "horizons", "seeds", "datasets", "models", "trials", "warnings"}
+SUITE_KEYS |= {"unranked"}
 DATASET_KEYS = {"lookback", "horizons", "seeds", "csv", "time_col", "splits", "season", "targets", "covariates"}
 DATASET_KEYS |= {"generator", "n_rows", "n_variates", "forcing", "dt", "shuffle", "noise"}
 MODEL_KEYS = {"estimator", "preset", "params", "datasets", "covariates", "search", "seeds", "only"}
@@ -50,6 +51,8 @@ class Suite:
         What to know before results on a data set are compared.
     runs : list of Run
         In the order of the file: models first, then data sets and horizons, seeds last.
+    unranked : tuple of str
+        Data sets that show little of a model; they are reported, and left out of ranks and tests.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Suite:
     description: str
     warnings: dict[str, str]
     runs: list[Run]
+    unranked: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)  # data set or model -> why it cannot be run here
 
     @property
@@ -85,7 +89,7 @@ class Suite:
                 has = ", ".join(map(str, known))
                 raise ValueError(f"suite {self.name} has no {name} {', '.join(map(str, unknown))}; it has {has}")
             runs = [r for r in runs if getattr(r, name) in values]
-        return Suite(self.name, self.title, self.description, self.warnings, runs, self.absent)
+        return replace(self, runs=runs)
 
 
 def suite_names() -> list[str]:
@@ -130,6 +134,9 @@ def _parse(path: Path, content: Any) -> Suite:
     models = {name: dict(found or {}) for name, found in content["models"].items()}
     for name, found in datasets.items():
         _check_keys(path, f"data set {name}", found, DATASET_KEYS)
+    strange = [d for d in content.get("unranked", ()) if d not in datasets]
+    if strange:
+        raise ValueError(f"{path}: unranked names data sets that the suite lacks: {', '.join(strange)}")
     for name, found in models.items():
         _check_keys(path, f"model {name}", found, MODEL_KEYS, needed=("estimator",))
         unknown = [d for d in (*found.get("only", ()), *found.get("datasets", {})) if d not in datasets]
@@ -142,6 +149,7 @@ def _parse(path: Path, content: Any) -> Suite:
         content.get("description", ""),
         {name: text for name, text in (content.get("warnings") or {}).items() if name in datasets},
         runs,
+        tuple(content.get("unranked", ())),
     )
 
 

@@ -59,8 +59,8 @@ def _run(argv: list[str]) -> int:
     parser = Parser(
         prog="ssmseq benchmark run",
         description="Perform the runs of a suite, each in a process of its own. Rows are written as they come and not "
-        "repeated: an interrupted suite goes on where it stopped. A run that fails costs only its own row, and the exit "
-        "code is then 1.",
+        "repeated: an interrupted suite goes on where it stopped. A run that fails costs only its own row, and then the "
+        "exit code is 1.",
     )
     parser.add_argument("suite", metavar="SUITE", help=SUITE_HELP)
     parser.add_argument("--results", metavar="FOLDER", default=RESULTS, help=RESULTS_HELP)
@@ -156,13 +156,14 @@ def _report(argv: list[str]) -> int:
     if not rows:
         raise ValueError(f"{results.path} has no rows: run `ssmseq benchmark run {options.suite}` first")
     suite.absent = runner.find_absent(suite, download=False).absent
-    report = build_report(suite, rows)
+    report = build_report(suite, rows, unranked=suite.unranked)
     folder = Path(options.out) if options.out else Path(options.results) / f"{suite.name}-report"
     paths = [str(path) for path in report.save(folder)]
     if options.json:
         print_json({"suite": suite.name, "rows": len(rows), "files": paths})
     else:
-        print(report.markdown())
+        shown = {section.anchor for section in report.sections} & {"summary", "warnings", "errors"}
+        print(report.markdown(only=sorted(shown)))
         remark(f"written: {', '.join(paths)}", quiet=options.quiet)
     return OK
 
