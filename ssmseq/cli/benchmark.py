@@ -58,9 +58,9 @@ def _list(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
     parser = Parser(
         prog="ssmseq benchmark run",
-        description="Perform the runs of a suite, each in a process of its own. Rows are written as they come and not "
-        "repeated: an interrupted suite goes on where it stopped. A run that fails costs only its own row, and then the "
-        "exit code is 1.",
+        description="Perform the runs of a suite, each in its own process. Rows are written as they come and are not "
+        "repeated: an interrupted suite goes on where it stopped. A run that fails costs its own row only, and the exit "
+        "code is then 1.",
     )
     parser.add_argument("suite", metavar="SUITE", help=SUITE_HELP)
     parser.add_argument("--results", metavar="FOLDER", default=RESULTS, help=RESULTS_HELP)
