@@ -59,7 +59,7 @@ def _run(argv: list[str]) -> int:
     parser = Parser(
         prog="ssmseq benchmark run",
         description="Perform the runs of a suite, each in its own process. Rows are written as they come and are not "
-        "repeated: an interrupted suite goes on where it stopped. A run that fails costs its own row only, and the exit "
+        "repeated: an interrupted suite goes on where it stopped. A run that fails costs only its own row; the exit "
         "code is then 1.",
     )
     parser.add_argument("suite", metavar="SUITE", help=SUITE_HELP)
