@@ -17,7 +17,8 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/forecasting/smamba_etth1.py
+	$(BIN)/ssmseq benchmark run quick --jobs 2
+	$(BIN)/ssmseq benchmark report quick
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
