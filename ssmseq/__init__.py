@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "ECGMambaClassifier": "ssmseq.ecg",
+    "Record": "ssmseq.ecg",
+    "read_record": "ssmseq.ecg",
     "SMambaForecaster": "ssmseq.forecasting",
     "KarmaForecaster": "ssmseq.forecasting",
     "TSM2Forecaster": "ssmseq.forecasting",
@@ -24,6 +27,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from ssmseq.ecg import ECGMambaClassifier, Record, read_record
     from ssmseq.environment import show_versions
     from ssmseq.forecasting import (
         DecompositionDisplay,
@@ -41,17 +45,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DecompositionDisplay",
+    "ECGMambaClassifier",
     "ForecastDisplay",
     "HorizonErrorDisplay",
     "InfluenceDisplay",
     "KarmaForecaster",
     "LinearForecaster",
     "NaiveForecaster",
+    "Record",
     "RidgeForecaster",
     "SMambaForecaster",
     "TSM2Forecaster",
     "__version__",
     "load",
+    "read_record",
     "show_versions",
 ]
 

@@ -48,6 +48,7 @@ def check_memory(
     free = free_memory(device)
     if free is None:
         return
+    window = _like_weights(network, window)
     fixed, per_window = step_bytes(network, window, device=device, precision=precision, limit=free)
     need = fixed + batch_size * per_window
     if need <= free:
@@ -79,6 +80,13 @@ def step_bytes(
     heap = HEAP if device.type == "cpu" else 1.0
     per_window = max(two - one, 0)
     return width * (STATES * weights + heap * (one - per_window)), width * heap * per_window
+
+
+def _like_weights(network: nn.Module, window: Inputs) -> Inputs:
+    """Give the numbers the dtype of the weights, which training does itself; counts stay as they are."""
+    if isinstance(window, dict):
+        return {name: _like_weights(network, x) for name, x in window.items()}  # type: ignore[misc]
+    return window.to(next(network.parameters()).dtype) if window.is_floating_point() else window
 
 
 def _joined(first: Inputs, second: Inputs) -> Inputs:

@@ -18,7 +18,10 @@ _FORECASTERS = (
     "RidgeForecaster",
     "LinearForecaster",
 )
-CLASSES: dict[str, str] = dict.fromkeys(_FORECASTERS, "ssmseq.forecasting")
+CLASSES: dict[str, str] = {
+    **dict.fromkeys(_FORECASTERS, "ssmseq.forecasting"),
+    "ECGMambaClassifier": "ssmseq.ecg",
+}
 UNSAVED = ("callbacks", "logger", "trainer_params", "checkpoint_folder")  # of a training run, not of the model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -114,6 +117,8 @@ def _plain(name: str, value):
         return value
     if isinstance(value, list | tuple):
         return [_plain(name, v) for v in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(name, v) for key, v in value.items()}
     if name == "random_state":  # a generator object: its draw is spent, the fitted weights hold its effect
         return None
     raise TypeError(f"the parameter {name}={value!r} cannot be written to {CONFIG}; set it to a plain value")

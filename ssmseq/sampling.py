@@ -21,10 +21,13 @@ class EpochSampler(Sampler[int]):
         Indices run from 0 to ``size - 1``.
     seed : int
         Of the run.
+    numbers_epochs : bool
+        Add ``epoch * size`` to the indices, for data sets that draw something else in every epoch: processes that load
+        data know no epoch.
     """
 
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed, self.epoch = size, seed, 0
+    def __init__(self, size: int, seed: int, *, numbers_epochs: bool = False):
+        self.size, self.seed, self.numbers_epochs, self.epoch = size, seed, numbers_epochs, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order that the next iteration takes; epochs count from 0."""
@@ -35,4 +38,5 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        first = self.epoch * self.size if self.numbers_epochs else 0
+        return iter((first + torch.randperm(self.size, generator=generator)).tolist())

@@ -248,8 +248,9 @@ def fit_network(
         Its training parameters are read: learning_rate, batch_size, max_epochs, patience, ...
     train, valid : torch.utils.data.Dataset
         Fetched a batch at a time through ``__getitems__``, giving (inputs, targets); inputs are a tensor, or tensors by
-        the names of the network's arguments. Targets hold NaN where nothing was observed. Without `valid` there is no
-        early stopping and the last weights stay.
+        the names of the network's arguments. Targets hold NaN where nothing was observed. A `train` whose attribute
+        `numbers_epochs` is true is asked for item ``epoch * len(train) + i``, so that it can draw anew. Without `valid`
+        there is no early stopping and the last weights stay.
     losses : dict of callable
         "train_loss" and "valid_loss" map predictions and targets to the mean over the targets observed.
     seed : int
@@ -280,7 +281,7 @@ def fit_network(
     network.train()
     recorder = _Recorder(valid is not None)
     keeper = _keeper(network, estimator, train, valid, seed, recorder)
-    sampler = EpochSampler(len(train), seed)  # type: ignore[arg-type]
+    sampler = EpochSampler(len(train), seed, numbers_epochs=getattr(train, "numbers_epochs", False))  # type: ignore[arg-type]
     with _quiet(), _interruptible(recorder):
         trainer = _trainer(estimator, recorder, keeper)
         window, _ = train.__getitems__([0])  # type: ignore[attr-defined]

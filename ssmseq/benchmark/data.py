@@ -50,9 +50,9 @@ class BenchmarkData:
 
         if self.is_long:
             whole = pd.concat([self.train, part], ignore_index=True)
-            n_rows = part.groupby("unique_id")["ds"].size() + lookback
+            n_rows: Any = part.groupby("unique_id")["ds"].size() + lookback
             back = whole.groupby("unique_id").cumcount(ascending=False)
-            return whole[back < whole["unique_id"].map(n_rows)]
+            return whole.loc[back < whole["unique_id"].map(n_rows)]
         before = [self.train] if part is self.validation else [self.train, self.validation]
         return pd.concat([*before, part]).iloc[-len(part) - lookback :]
 
@@ -99,22 +99,13 @@ def _wide(name: str, frame: "pd.DataFrame", ends: tuple[int, int, int], **rest) 
 
         rest["season"] = season_length(frame.index)
     first, second, third = ends
-    return BenchmarkData(name, frame[:first], frame[first:second], frame[second:third], **rest)
+    return BenchmarkData(name, frame.iloc[:first], frame.iloc[first:second], frame.iloc[second:third], **rest)
 
 
 def _fetched(name: str, bunch, frame=None, *, added: int = 0, **rest) -> BenchmarkData:
     """Cut a fetched data set; `added` rows were put into its training part."""
     ends = tuple(bunch.splits[part][1] + added for part in ("train", "validation", "test"))
     return _wide(name, bunch.frame if frame is None else frame, ends, **rest)
-
-
-def _ett(variant: str) -> Callable[[bool], BenchmarkData]:
-    def read(download: bool) -> BenchmarkData:
-        from ssmseq.datasets import fetch_ett
-
-        return _fetched(f"ETT{variant}", fetch_ett(variant=variant, download_if_missing=download))
-
-    return read
 
 
 def _weather(download: bool) -> BenchmarkData:
@@ -136,11 +127,11 @@ def _exchange_rate(download: bool) -> BenchmarkData:
     return _fetched("exchange_rate", bunch, bunch.frame.set_index(dates), season=5)
 
 
-def _named(fetcher: str, name: str, *, season: int | None = None, **arguments) -> Callable[[bool], BenchmarkData]:
+def _registered(name: str, *, season: int | None = None) -> Callable[[bool], BenchmarkData]:
     def read(download: bool) -> BenchmarkData:
-        from ssmseq import datasets
+        from ssmseq.datasets import fetch_dataset
 
-        bunch = getattr(datasets, fetcher)(**arguments, download_if_missing=download)
+        bunch = fetch_dataset(name, download_if_missing=download)
         return _fetched(name, bunch, **({} if season is None else {"season": season}))
 
     return read
@@ -148,9 +139,9 @@ def _named(fetcher: str, name: str, *, season: int | None = None, **arguments) -
 
 def _epf(market: str) -> Callable[[bool], BenchmarkData]:
     def read(download: bool) -> BenchmarkData:
-        from ssmseq.datasets import fetch_epf
+        from ssmseq.datasets import fetch_dataset
 
-        bunch = fetch_epf(market, download_if_missing=download)
+        bunch = fetch_dataset(f"EPF_{market}", download_if_missing=download)
         known = [c for c in bunch.frame.columns if c != "OT"]
         return _fetched(f"EPF_{market}", bunch, targets=["OT"], covariates=known)
 
@@ -218,14 +209,12 @@ def _ends(name: str, splits, n_rows: int) -> tuple[int, int, int]:
 
 
 LOADERS: dict[str, Callable[[bool], BenchmarkData]] = {
-    **{f"ETT{v}": _ett(v) for v in ("h1", "h2", "m1", "m2")},
+    **{name: _registered(name) for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")},
     "weather": _weather,
     "exchange_rate": _exchange_rate,
-    "national_illness": _named("fetch_national_illness", "national_illness"),
-    "electricity": _named("fetch_electricity", "electricity"),
-    "traffic": _named("fetch_traffic", "traffic"),
-    "solar": _named("fetch_solar", "solar", season=144),
-    **{f"PEMS{v}": _named("fetch_pems", f"PEMS{v}", season=288, variant=v) for v in ("03", "04", "07", "08")},
+    **{name: _registered(name) for name in ("national_illness", "electricity", "traffic")},
+    "solar": _registered("solar", season=144),
+    **{name: _registered(name, season=288) for name in ("PEMS03", "PEMS04", "PEMS07", "PEMS08")},
     "EPF_NP": _epf("NP"),
     "EPF_PJM": _epf("PJM"),
     "M4_hourly": _m4_hourly,

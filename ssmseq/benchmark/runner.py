@@ -281,6 +281,7 @@ def _on_ray(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[t
     """
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise ImportError('engine="ray" needs Ray: pip install "ssmseq[ray]"') from error
 
@@ -294,5 +295,5 @@ def _on_ray(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[t
         run = waiting.pop(ended)
         try:
             yield run, ray.get(ended)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             yield run, failed_row(run, f"Ray: {' '.join(str(error).split())[:300]}", 0.0)

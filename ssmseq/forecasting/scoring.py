@@ -40,6 +40,7 @@ def outputs(estimator, forecast: Tensor, lookback: Tensor, levels: tuple, bounds
 
 
 def half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_variates: int) -> list[Tensor]:
+    """Return half the scaled widths (B, V, H) of the intervals of some percentages."""
     if not levels:
         return []
     if bounds is None:
