@@ -11,9 +11,10 @@ memory; a forecast is the forward pass without gradients. S-Mamba has its four c
 others have none; PatchTST takes every variate by itself.
 
 Wall time and CPU time of the process are both taken, as medians with quartiles: on a machine that others use, CPU time
-is what a step costs on one thread. Ratios are medians over the rounds, each of one round's times. The networks with
-other scans or blocks are first seen to forecast what ours does. One row per case and number of threads is appended to
-benchmarks/results/peer_speed.jsonl.
+is what a step costs on one thread. Several threads need cores of their own, or OMP_WAIT_POLICY=PASSIVE in the
+environment: else they spin while they wait for each other. Ratios are medians over the rounds, each of one round's
+times. The networks with other scans or blocks are first seen to forecast what ours does. One row per case and number of
+threads is appended to benchmarks/results/peer_speed.jsonl.
 """
 
 import argparse
@@ -265,6 +266,7 @@ def row_of(case_name: str, case: dict, threads: int, found: dict, times: dict) -
         "processor": processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
         "versions": {
             "python": platform.python_version(),
             "ssmseq": ssmseq.__version__,
