@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 FORMAT_VERSION = 1
-_FORECASTERS = (
+FORECASTERS = (
     "SMambaForecaster",
     "KarmaForecaster",
     "TSM2Forecaster",
@@ -19,7 +19,7 @@ _FORECASTERS = (
     "LinearForecaster",
 )
 CLASSES: dict[str, str] = {
-    **dict.fromkeys(_FORECASTERS, "ssmseq.forecasting"),
+    **dict.fromkeys(FORECASTERS, "ssmseq.forecasting"),
     "ECGMambaClassifier": "ssmseq.ecg",
 }
 UNSAVED = ("callbacks", "logger", "trainer_params", "checkpoint_folder")  # of a training run, not of the model

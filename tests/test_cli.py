@@ -18,7 +18,7 @@ import yaml
 import ssmseq
 from ssmseq.cli import COMMANDS, contract, demo, fit, main, predict
 from ssmseq.datasets import files, make_transformer_load
-from ssmseq.persistence import CLASSES
+from ssmseq.persistence import FORECASTERS
 
 SIZES = {"horizon": 4, "lookback": 8, "d_model": 16, "d_ff": 16, "n_layers": 1, "max_epochs": 2, "random_state": 0}
 SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
@@ -328,7 +328,7 @@ def test_help_of_an_estimator_names_its_parameters(capsys):
     for name in ssmseq.SMambaForecaster().get_params():
         assert (f"--{name} " in out) == (name not in fit.NO_OPTIONS), name
     assert ("State size of each channel in the scan." in out, "{halve,cosine,constant}" in out) == (True, True)
-    assert set(fit.ESTIMATORS) == set(CLASSES)
+    assert set(fit.ESTIMATORS) == set(FORECASTERS)
     assert "lightning" not in loaded_after("fit SMambaForecaster --help")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import ssmseq
 from ssmseq.cli import fit, main
-from ssmseq.persistence import CLASSES
+from ssmseq.persistence import FORECASTERS
 
 SIZES = {"horizon": 4, "lookback": 8}
 TRAINING = {"max_epochs": 1, "random_state": 0}
@@ -37,7 +37,7 @@ def punched(waves, tmp_path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_estimator_fits_a_table_with_gaps(name, punched, tmp_path, capsys):
-    assert set(OPTIONS) == set(fit.ESTIMATORS) == set(CLASSES)
+    assert set(OPTIONS) == set(fit.ESTIMATORS) == set(FORECASTERS)
     params, folder = SIZES | OPTIONS[name], str(tmp_path / "model")
     assert main(["fit", name, str(tmp_path / "waves.csv"), "--save", folder, *words(params), "--quiet"]) == 0
     capsys.readouterr()

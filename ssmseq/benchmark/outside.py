@@ -265,7 +265,7 @@ def _outputs(model, levels: Sequence[float]) -> tuple[dict[str, Any], list[str]]
             raise ValueError(f"the quantiles {lacking} are asked for, but the estimator has quantiles={list(own)}")
         return {"quantiles": True}, [f"-q{q:g}" for q in levels]
     percents = [abs(200 * q - 100) for q in levels]
-    broken = [q for q, p in zip(levels, percents, strict=True) if abs(p - round(p)) > 1e-6 or round(p) == 100]
+    broken = [q for q, p in zip(levels, percents, strict=True) if abs(p - round(p)) > 1e-6]
     if broken:
         raise ValueError(
             f"the quantiles {broken} are not the ends of an interval of a whole percentage: fit the estimator with "
