@@ -326,8 +326,11 @@ class _Local(Adapter):
     def _forecast(self, rows: np.ndarray) -> np.ndarray:
         windows = sliding_window_view(rows[: -self.horizon], self.lookback, axis=0)  # (B, V, L)
         found = np.empty((*windows.shape[:2], self.horizon))
-        for b, v in np.ndindex(windows.shape[:2]):
-            found[b, v] = self.model_[v].forward(windows[b, v].copy(), h=self.horizon)["mean"]
+        seasonal = self.name == "SeasonalNaive"  # which has nothing to fit, and `forward` in the latest versions only
+        for v, model in enumerate(self.model_):
+            forecast = model.forecast if seasonal else model.forward
+            for b, lookback in enumerate(windows[:, v]):
+                found[b, v] = forecast(lookback.copy(), h=self.horizon)["mean"]
         return found
 
     def panel_forecast(self, train: pd.DataFrame, horizon: int, *, freq: Any = None) -> pd.DataFrame:
