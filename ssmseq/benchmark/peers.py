@@ -34,12 +34,10 @@ from sklearn.preprocessing import StandardScaler
 from ssmseq.base import check_choice, check_number, draw_seed
 
 BATCH_VALUES = 2**21  # values of the windows forecast at a time
-
 FLOORS = {"neuralforecast": "3.3", "statsforecast": "2.0.1"}  # the oldest versions that the adapters were tested with
 NETWORKS = ("iTransformer", "PatchTST", "TimesNet", "TimeMixer", "DLinear", "xLSTM")
 LOCAL = {"SeasonalNaive": "none", "AutoETS": "likelihood", "AutoTheta": "one-step mse", "AutoARIMA": "likelihood"}
 PEERS = (*NETWORKS, *LOCAL)
-
 TRAINING = {"learning_rate": 1e-4, "batch_size": 32, "max_epochs": 10, "patience": 3, "lr_schedule": "halve"}
 SCHEDULES = {  # of the epoch, counted from 0
     "halve": lambda epoch: 0.5 ** max(epoch - 1, 0),
@@ -325,13 +323,9 @@ class _Local(Adapter):
 
     def _forecast(self, rows: np.ndarray) -> np.ndarray:
         windows = sliding_window_view(rows[: -self.horizon], self.lookback, axis=0)  # (B, V, L)
-        found = np.empty((*windows.shape[:2], self.horizon))
-        seasonal = self.name == "SeasonalNaive"  # which has nothing to fit, and `forward` in the latest versions only
-        for v, model in enumerate(self.model_):
-            forecast = model.forecast if seasonal else model.forward
-            for b, lookback in enumerate(windows[:, v]):
-                found[b, v] = forecast(lookback.copy(), h=self.horizon)["mean"]
-        return found
+        # SeasonalNaive has nothing to fit, and the method `forward` in the latest versions only.
+        run = [m.forecast if self.name == "SeasonalNaive" else m.forward for m in self.model_]
+        return np.array([[f(y.copy(), h=self.horizon)["mean"] for f, y in zip(run, w, strict=True)] for w in windows])
 
     def panel_forecast(self, train: pd.DataFrame, horizon: int, *, freq: Any = None) -> pd.DataFrame:
         """Fit a model to each series of a long frame, and forecast the rows that follow.
