@@ -203,12 +203,12 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def fingerprint(estimator, network: nn.Module, train: Dataset, valid: Dataset | None, seed: int) -> dict[str, Any]:
     """Describe all that shapes the result of a run, in plain values.
 
-    A run may be prolonged by a larger `max_epochs`, unless its learning rates depend on it (schedule "cosine"). The
-    network's weights count if `warm_start` is set; otherwise the seed makes them.
+    A run may be prolonged by a larger `max_epochs`, unless its learning rates depend on it (schedules of a cosine).
+    The network's weights count if `warm_start` is set; otherwise the seed makes them.
     """
     params = estimator.get_params(deep=False)
     kept = {k: _plain(v) for k, v in params.items() if k not in WITHOUT_EFFECT | HELD_APART}
-    if params["lr_schedule"] == "cosine":
+    if params["lr_schedule"].endswith("cosine"):
         kept["max_epochs"] = _plain(params["max_epochs"])
     warm = getattr(estimator, "warm_start", False)
     return {

@@ -31,7 +31,7 @@ def check_memory(
     ----------
     network : torch.nn.Module
         On the CPU, in float32. Its weights, buffers and mode stay as they are, and so do the global generators.
-    window : Tensor (1, V, L) or dict of Tensor (1, V, ...)
+    window : Tensor (1, ...) or dict of Tensor (1, ...)
         The inputs of one window.
     batch_size : int
         Windows per step.
@@ -53,14 +53,14 @@ def check_memory(
     need = fixed + batch_size * per_window
     if need <= free:
         return
-    n_variates = (next(iter(window.values())) if isinstance(window, dict) else window).shape[1]
+    sizes = (next(iter(window.values())) if isinstance(window, dict) else window).shape[1:]
     fits = int((free - fixed) / per_window) if per_window else 0
     remedy = f"set batch_size to at most {fits}"
     if fits < 1:
-        remedy = "not even batch_size=1 fits: reduce d_model or another size of the network, or give fewer variates"
+        remedy = "not even batch_size=1 fits: reduce d_model or another size of the network, or give smaller windows"
     raise MemoryError(
-        f"a training step takes about {_size(need)} with batch_size={batch_size} and {n_variates} variates (covariates "
-        f"counted), but {_size(free)} are free on the device {device}; {remedy}"
+        f"a training step takes about {_size(need)} with batch_size={batch_size} and windows of "
+        f"{' x '.join(map(str, sizes))}, but {_size(free)} are free on the device {device}; {remedy}"
     )
 
 

@@ -1,4 +1,8 @@
-"""The order of the training windows, and the seeds of an epoch: both depend on the run's seed and the epoch alone."""
+"""The order of the training windows, and the seeds of an epoch: both depend on the run's seed and the epoch alone.
+
+Several processes take turns in one common order, so that together they make the steps of one process with a batch as
+large as all of theirs.
+"""
 
 from collections.abc import Iterator
 
@@ -28,15 +32,38 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, size: int, seed: int, *, numbers_epochs: bool = False):
         self.size, self.seed, self.numbers_epochs, self.epoch = size, seed, numbers_epochs, 0
+        self.rank, self.world_size = 0, 1
+
+    def share(self, rank: int, world_size: int) -> None:
+        """Give this process its part; what cannot be shared equally is left out, other indices in each epoch."""
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order that the next iteration takes; epochs count from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.world_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         first = self.epoch * self.size if self.numbers_epochs else 0
-        return iter((first + torch.randperm(self.size, generator=generator)).tolist())
+        order = first + torch.randperm(self.size, generator=generator)
+        return iter(order[self.rank :: self.world_size][: len(self)].tolist())
+
+
+class PartSampler(Sampler[int]):
+    """Each index in one process, in order; every index in all of them where there are fewer than processes."""
+
+    def __init__(self, size: int):
+        self.size, self.rank, self.world_size = size, 0, 1
+
+    def share(self, rank: int, world_size: int) -> None:
+        """Give this process its part."""
+        self.rank, self.world_size = (rank, world_size) if self.size >= world_size else (0, 1)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.size, self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.size, self.world_size))

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,13 @@ from ssmseq import checkpoints
 from ssmseq.base import check_choice, check_number
 from ssmseq.memory import apply_network, check_memory
 from ssmseq.nn.losses import Loss
-from ssmseq.sampling import EpochSampler, mixed_seed
+from ssmseq.sampling import EpochSampler, PartSampler, mixed_seed
+from ssmseq.schedules import SCHEDULES, scheduler
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES: dict[str, Callable[[int, int], float]] = {  # epoch counted from 0, number of epochs -> factor
-    "halve": lambda epoch, epochs: 0.5 ** max(epoch - 1, 0),
-    "cosine": lambda epoch, epochs: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / epochs)).item()),
-    "constant": lambda epoch, epochs: 1.0,
-}
 NAMED = {"max_epochs", "accelerator", "devices", "strategy", "num_nodes", "precision", "callbacks", "logger"}
 OWNED = {"enable_checkpointing", "enable_model_summary", "enable_progress_bar", "num_sanity_val_steps"}
+OWNED |= {"use_distributed_sampler"}
 
 
 def _check_parameters(e) -> None:
@@ -52,7 +48,7 @@ def _check_parameters(e) -> None:
     if e.patience is not None:
         check_number("patience", e.patience, minimum=1, integer=True)
     check_choice("optimizer", e.optimizer, tuple(OPTIMIZERS))
-    check_choice("lr_schedule", e.lr_schedule, tuple(SCHEDULES))
+    check_choice("lr_schedule", e.lr_schedule, SCHEDULES)
     for key in e.trainer_params or {}:
         if key in NAMED:
             raise ValueError(f"trainer_params may not hold {key!r}; it is a parameter of its own: set {key}=")
@@ -69,13 +65,16 @@ def _check_parameters(e) -> None:
 
 
 class _Module(pl.LightningModule):
-    def __init__(self, network: nn.Module, estimator, losses: dict[str, Loss], sampler: EpochSampler):
+    def __init__(self, network: nn.Module, estimator, losses: dict[str, Loss], samplers):
         super().__init__()
-        self.network, self.estimator, self.losses, self.sampler = network, estimator, losses, sampler
+        self.network, self.estimator, self.losses = network, estimator, losses
+        self.sampler, self.valid_sampler = samplers
         self.sums = {}
 
     def setup(self, stage):
         self.sampler.seed = self.trainer.strategy.broadcast(self.sampler.seed)  # all processes share one permutation
+        for sampler in (self.sampler, self.valid_sampler):
+            sampler.share(self.trainer.global_rank, self.trainer.world_size)
 
     def on_train_epoch_start(self):
         # Dropout draws from the global generators, which the caller of `fit_network` gives back as they were.
@@ -115,9 +114,7 @@ class _Module(pl.LightningModule):
         optimizer = OPTIMIZERS[e.optimizer](
             [g for g in groups if g["params"]], lr=e.learning_rate, weight_decay=e.weight_decay, fused=_can_fuse(self)
         )
-        schedule = SCHEDULES[e.lr_schedule]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: schedule(epoch, e.max_epochs))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler(e.lr_schedule, optimizer, self.trainer)}
 
 
 def _can_fuse(module) -> bool:
@@ -282,13 +279,14 @@ def fit_network(
     recorder = _Recorder(valid is not None)
     keeper = _keeper(network, estimator, train, valid, seed, recorder)
     sampler = EpochSampler(len(train), seed, numbers_epochs=getattr(train, "numbers_epochs", False))  # type: ignore[arg-type]
+    samplers = sampler, PartSampler(0 if valid is None else len(valid))  # type: ignore[arg-type]
     with _quiet(), _interruptible(recorder):
         trainer = _trainer(estimator, recorder, keeper)
         window, _ = train.__getitems__([0])  # type: ignore[attr-defined]
         device, precision = trainer.strategy.root_device, trainer.precision
         check_memory(network, window, estimator.batch_size, device=device, precision=precision)
-        module = _Module(network, estimator, losses, sampler)
-        trainer.fit(module, *_loaders(estimator, train, valid, sampler))
+        module = _Module(network, estimator, losses, samplers)
+        trainer.fit(module, *_loaders(estimator, train, valid, samplers, trainer.world_size))
     if recorder.best is not None:
         network.load_state_dict(recorder.best)
     elif not recorder.interrupted and recorder.diverged():
@@ -313,7 +311,7 @@ def _keeper(network, estimator, train, valid, seed: int, recorder: _Recorder) ->
     return _Keeper(folder, fingerprint, recorder, state)
 
 
-def _loaders(estimator, train, valid, sampler: EpochSampler) -> tuple[DataLoader, DataLoader | None]:
+def _loaders(estimator, train, valid, samplers, world_size: int) -> tuple[DataLoader, DataLoader | None]:
     size = estimator.batch_size
     # A loader draws from its generator whenever it starts; without one of its own it would take torch's.
     common = {
@@ -322,8 +320,8 @@ def _loaders(estimator, train, valid, sampler: EpochSampler) -> tuple[DataLoader
         "collate_fn": _as_it_is,
         "generator": torch.Generator(),
     }
-    shuffled = DataLoader(train, sampler=sampler, drop_last=len(train) >= size, **common)
-    return shuffled, None if valid is None else DataLoader(valid, shuffle=False, **common)
+    shuffled = DataLoader(train, sampler=samplers[0], drop_last=len(train) // world_size >= size, **common)
+    return shuffled, None if valid is None else DataLoader(valid, sampler=samplers[1], **common)
 
 
 def _as_it_is(batch):
@@ -350,6 +348,7 @@ def _trainer(estimator, recorder: _Recorder, keeper: _Keeper | None) -> pl.Train
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # `EpochSampler` and `PartSampler` know the processes
         **(e.trainer_params or {}),
     )
 

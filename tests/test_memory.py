@@ -150,7 +150,7 @@ def free(monkeypatch, n_bytes):
 def test_a_step_that_does_not_fit_is_refused_with_the_batch_that_does(small, waves, monkeypatch, no_training):
     free(monkeypatch, 200_000)
     pattern = (
-        r"a training step takes about (?P<need>[\d.]+) [MG]B with batch_size=64 and 7 variates \(covariates counted\), "
+        r"a training step takes about (?P<need>[\d.]+) [MG]B with batch_size=64 and windows of 7 x \d+, "
         r"but 0\.2 MB are free on the device cpu; set batch_size to at most (?P<fits>\d+)$"
     )
     with pytest.raises(MemoryError) as error:
@@ -169,7 +169,7 @@ def test_a_step_that_does_not_fit_is_refused_with_the_batch_that_does(small, wav
 def test_not_even_one_window_fits(small, waves, monkeypatch, no_training):
     for n_bytes in (10_000, 1):
         free(monkeypatch, n_bytes)
-        with pytest.raises(MemoryError, match="not even batch_size=1 fits: reduce d_model or .* give fewer variates"):
+        with pytest.raises(MemoryError, match="not even batch_size=1 fits: reduce d_model or .* give smaller windows"):
             small().fit(waves)
 
 
