@@ -1,7 +1,5 @@
 """The pictures of a report, drawn with matplotlib on canvases of their own: no window, no state of pyplot."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +7,9 @@ import numpy as np
 
 from ssmseq.benchmark.outcome import Frame
 from ssmseq.benchmark.ranking import Ranking, import_posthocs
+from ssmseq.plots import COLORS, LINE_STYLES
 
-# the colours of Okabe and Ito, which people with any colour vision tell apart, without the yellow that fades on white
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F6B7A")
 REFERENCE_COLOR, HISTORY_COLOR = "#000000", "#9ca3af"
-LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 4.6  # inches: readable when a phone shows it 340 px wide
 LEAST_SECONDS = 0.01  # on the logarithmic axis of training time
@@ -51,16 +47,6 @@ def new_figure(height: float, *, width: float = WIDTH):
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def data_uri(figure) -> str:
-    """Return a figure as the address of an SVG image that holds it whole; the same figure gives the same text."""
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "ssmseq", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def critical_difference(ranking: Ranking, styles: Styles):

@@ -15,6 +15,7 @@ from ssmseq.benchmark.outcome import Frame, Outcome
 from ssmseq.benchmark.published import SOURCES, beside_published, published
 from ssmseq.benchmark.ranking import TESTS, Ranking, rank_models
 from ssmseq.benchmark.tables import Table, plain_table
+from ssmseq.plots import data_uri
 
 __all__ = ["Comparison", "Report", "build_report", "compare", "published"]
 
@@ -117,7 +118,7 @@ class Report:
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
         )
         template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-        drawn = {s.anchor: [(p, figures.data_uri(p.draw())) for p in s.pictures] for s in self.sections}
+        drawn = {s.anchor: [(p, data_uri(p.draw())) for p in s.pictures] for s in self.sections}
         origin = summary.origin(self.outcome)
         return template.render(suite=self.suite, origin=origin, sections=self.sections, drawn=drawn)
 

@@ -14,14 +14,13 @@ from ssmseq.forecasting.displays import (
     ORANGE,
     VIOLET,
     chosen_columns,
-    draw_line,
     format_times,
     plottable,
-    pyplot,
 )
 from ssmseq.forecasting.influence import chosen_series, window_inputs
 from ssmseq.forecasting.karma import KarmaForecaster
 from ssmseq.forecasting.preparing import unobserved
+from ssmseq.plots import draw_line, pyplot
 
 TEAL = "#0b7285"
 PARTS = {"trend": VIOLET, "low band": GREEN, "high band": BLUE}

@@ -12,6 +12,7 @@ from ssmseq.forecasting.frames import Series
 from ssmseq.forecasting.intervals import check_levels
 from ssmseq.forecasting.preparing import check_length
 from ssmseq.forecasting.scoring import forecasts
+from ssmseq.plots import draw_line, pyplot
 
 GREY, BLUE, ORANGE, GREEN, VIOLET = "#6b7280", "#1f2937", "#d9480f", "#2b8a3e", "#7048e8"
 LINES = (ORANGE, BLUE, GREEN, VIOLET, GREY)  # colours of estimators beside each other
@@ -327,15 +328,6 @@ def chosen_columns(asked, columns, most: int) -> list:
     return shown
 
 
-def draw_line(axis, times, values: np.ndarray, color: str, width: float, label: str | None) -> None:
-    """Draw a line that breaks at missing values; a value between two of them becomes a point."""
-    axis.plot(times, values, color=color, linewidth=width, label=label)
-    seen = np.pad(~np.isnan(values), 1)
-    alone = seen[1:-1] & ~seen[:-2] & ~seen[2:]
-    if alone.any():
-        axis.plot(times[alone], values[alone], ".", color=color, markersize=4)
-
-
 def format_times(axis, times: pd.Index) -> None:
     """Label the horizontal axis with short dates if times are stamps or periods."""
     if not isinstance(times, pd.DatetimeIndex | pd.PeriodIndex):
@@ -352,15 +344,6 @@ def format_times(axis, times: pd.Index) -> None:
 def plottable(times: pd.Index) -> Any:
     """Return times that matplotlib takes."""
     return times.to_timestamp() if isinstance(times, pd.PeriodIndex) else times
-
-
-def pyplot():
-    """Return matplotlib.pyplot; ImportError with the remedy if there is none."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "ssmseq[plot]"') from error
-    return plt
 
 
 def _paler(color: str, share: float) -> tuple[float, ...]:

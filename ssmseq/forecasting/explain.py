@@ -13,6 +13,7 @@ from ssmseq.base import check_choice, check_number
 from ssmseq.forecasting import displays
 from ssmseq.forecasting.influence import chosen_series, gradients, occlusions, window_inputs
 from ssmseq.forecasting.preparing import unobserved
+from ssmseq.plots import pyplot
 
 METHODS = ("gradient", "occlusion")
 FILLS = ("interpolation", "mean")
@@ -194,7 +195,7 @@ class InfluenceDisplay:
         ValueError
             For an unknown column.
         """
-        plt = displays.pyplot()
+        plt = pyplot()
         (column,) = displays.chosen_columns(None if column is None else [column], self.columns, 1)
         values = self.influence[list(self.columns).index(column)]
         if ax is None:
@@ -245,7 +246,7 @@ class InfluenceDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        plt = displays.pyplot()
+        plt = pyplot()
         sums = np.where(self._known(), np.abs(self.influence), 0.0).sum(-1)
         if relative:
             total = sums.sum(1, keepdims=True)
