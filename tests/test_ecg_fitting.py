@@ -201,3 +201,14 @@ def test_age_and_sex_can_be_all_that_tells_labels_apart():
         est.predict(as_records(X[:3]))
     with pytest.raises(ValueError, match="metadata=True, but no record"):
         small(metadata=True).fit(as_records(X), y)
+
+
+def test_a_run_without_mixup_may_be_prolonged(data, tmp_path):
+    X, y = data
+    options = {"lr_schedule": "constant", "augment": ["noise"]}
+    whole = small(max_epochs=3, **options).fit(X, y)
+    for epochs in (1, 3):
+        resumed = small(max_epochs=epochs, checkpoint_folder=str(tmp_path), **options).fit(X, y)
+    assert (resumed.predict_proba(X) == whole.predict_proba(X)).all()
+    with pytest.raises(ValueError, match="another run"):
+        small(max_epochs=4, checkpoint_folder=str(tmp_path), **options | {"augment": ["mixup"]}).fit(X, y)

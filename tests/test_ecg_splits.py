@@ -4,12 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from ecg_cases import data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, LeaveOneGroupOut, cross_val_predict, cross_val_score
 
+from ssmseq.ecg.folders import read_cinc
 from ssmseq.ecg.metrics import auroc_per_label, bootstrap_interval, macro_auroc
 from ssmseq.ecg.splits import (
     GroupedMultilabelStratifiedKFold,
@@ -198,6 +201,22 @@ def test_leave_one_source_out_names_its_splits():
         leave_one_source_out(["PTB", "PTB"])
     with pytest.raises(ValueError, match="row 1 has none"):
         leave_one_source_out(["PTB", None, "Georgia"])
+
+
+def test_leave_one_source_out_of_challenge_recordings():
+    data = read_cinc(data_folder() / "ci_small" / "cinc2021")
+    sources = [record.source for record in data.records]
+    found = leave_one_source_out(sources)
+    expected = {sources[test[0]]: (train, test) for train, test in LeaveOneGroupOut().split(sources, groups=sources)}
+    assert list(found) == list(dict.fromkeys(sources)) == ["CPSC", "Georgia", "PTB_XL", "Ningbo"]
+    for source, parts in found.items():
+        for mine, theirs in zip(parts, expected[source], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert {data.records[i].source for i in parts[1]} == {source}
+        assert source not in {data.records[i].source for i in parts[0]}
+    X = np.stack([record.signal[:, :2000].std(1) for record in data.records])
+    scores = cross_val_score(DummyClassifier(), X, np.arange(len(X)) % 2, cv=list(found.values()))
+    assert len(scores) == 4
 
 
 def test_ptbxl_folds():

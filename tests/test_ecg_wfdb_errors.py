@@ -143,8 +143,8 @@ def test_what_only_wfdb_reads_names_it(tmp_path, digital, no_wfdb, line, message
 def test_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.hea does not exist"):
         read_record(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"a.edf: such files are not read here; convert"):
-        read_record(tmp_path / "a.edf")
+    with pytest.raises(ValueError, match=r"a.scp: such files are not read here; convert"):
+        read_record(tmp_path / "a.scp")
     (tmp_path / "empty.hea").write_text("# only this\n")
     with pytest.raises(ValueError, match="empty.hea is empty"):
         read_record(tmp_path / "empty")

@@ -4,18 +4,20 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssmseq.base import check_choice, check_number
-from ssmseq.ecg import wfdb_format
+from ssmseq.ecg import other_formats, wfdb_format
 from ssmseq.ecg.leads import standard_name, standard_names
 
 # Factor and divisor that turn a unit into millivolts; two numbers, so that both steps are exact where they can be.
 _UNITS = {"mV": (1, 1), "mv": (1, 1), "V": (1000, 1), "v": (1000, 1), "nV": (1, 1_000_000)}
 _UNITS |= dict.fromkeys(("uV", "uv", "\u00b5V", "\u03bcV", "microvolt", "microvolts"), (1, 1000))  # two letters mu
-_FOREIGN = (".edf", ".bdf", ".scp", ".dcm", ".xml", ".ecg")  # formats of other libraries
+_FOREIGN = (".scp", ".xml", ".ecg")  # formats that nothing here reads
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -129,25 +131,26 @@ def read_record(
     rare storage format, for which the package wfdb is used if it is installed. Comments of the header give age, sex
     and diagnoses in both spellings of the PhysioNet/CinC challenges (``#Age: 74`` and ``# Age: 74``). CSV files have a
     header of lead names and one row per sample. NumPy files hold an array (leads, times): a ``.npy``, or a ``.npz``
-    with the only array or one called `signal`, and perhaps `sampling_rate` and `lead_names`.
+    with the only array or one called `signal`, and perhaps `sampling_rate` and `lead_names`. EDF, BDF and DICOM
+    waveforms are read by edfio and pydicom (extra `ecg`), with patient, age and sex where the file has them.
 
     Parameters
     ----------
     path : str or path
-        The ``.hea``, ``.mat`` or ``.dat`` file of a WFDB record or its name without an ending; or a ``.csv``, ``.npy``
-        or ``.npz`` file.
+        The ``.hea``, ``.mat`` or ``.dat`` file of a WFDB record or its name without an ending; or a ``.csv``, ``.npy``,
+        ``.npz``, ``.edf``, ``.bdf`` or ``.dcm`` file.
     sampling_rate : float, optional
         In Hz, for files that do not state it. One that contradicts the file is refused.
     lead_names : sequence of str, optional
         Names of the rows of a NumPy array.
     unit : {"mV", "uV", "V", "nV"}, default="mV"
-        Of the values in a CSV or NumPy file. WFDB headers state it themselves.
+        Of the values in a CSV or NumPy file. The other formats state it themselves.
     leads : sequence of str, optional
         Read these leads only, in this order. Channels that are no voltages can so be left out.
     dtype : {"float64", "float32"}
         Of the signal. In float64, values equal those of the package wfdb bit for bit.
     mismatch : {"warn", "error", "ignore"}
-        What to do where the samples disagree with a WFDB header: another checksum or length, no gain.
+        What to do where a file contradicts itself, as by another checksum or length than its header states.
 
     Returns
     -------
@@ -158,6 +161,8 @@ def read_record(
     ------
     FileNotFoundError
         If a file is missing.
+    ImportError
+        If the package that reads the format is not installed.
     ValueError
         If a file is truncated, damaged or contradicts its header, the sampling rate or the lead names are unknown, or a
         unit is no voltage; the message says what helps.
@@ -178,19 +183,24 @@ def read_with_remarks(path, *, sampling_rate=None, lead_names=None, unit=None, l
     check_choice("dtype", dtype, ("float32", "float64"))
     path = Path(path).expanduser()
     kind = path.suffix.lower()
+    known: dict[str, Any] = {}
     if kind in (".csv", ".npy", ".npz"):
         read = _read_csv if kind == ".csv" else _read_numpy
         signal, rate, names = read(path, sampling_rate, lead_names)
         units, comments, remarks, record_id = [unit or "mV"] * len(names), (), [], path.stem
+    elif unit is not None or lead_names is not None:
+        raise ValueError(f"{path}: the file states units and lead names itself; leave unit and lead_names out")
+    elif kind in other_formats.READERS:
+        choose = partial(_chosen_rows, path, leads=leads)
+        rate, names, units, signal, known, remarks = other_formats.READERS[kind](path, choose)
+        comments, record_id = (), path.stem
     else:
-        if unit is not None or lead_names is not None:
-            raise ValueError(f"{path}: the WFDB header states units and lead names; leave unit and lead_names out")
         header = path.with_suffix(".hea") if kind in (".hea", ".mat", ".dat") else path.with_name(path.name + ".hea")
         record_id = header.stem
         rate, names, units, signal, comments, remarks = _read_wfdb(header, leads)
     rate = _agreed_rate(path, rate, sampling_rate)
     rows = _chosen_rows(path, names, leads)
-    known, more = wfdb_format.parse_comments(comments)
+    told, more = wfdb_format.parse_comments(comments)
     rows_mv = [to_millivolts(signal[i], units[i], f"{path}, lead {names[i]!r}") for i in rows]
     record = Record(
         signal=np.stack(rows_mv).astype(dtype, copy=False),
@@ -198,7 +208,7 @@ def read_with_remarks(path, *, sampling_rate=None, lead_names=None, unit=None, l
         lead_names=tuple(standard_name(names[i]) for i in rows),
         record_id=record_id,
         comments=tuple(comments),
-        **known,
+        **(known | told),
     )
     return record, remarks + [f"{path.name}: {text}" for text in more]
 
@@ -295,7 +305,7 @@ def _read_wfdb(path: Path, leads):
     """Return rate, names, units, signals (channels, times), comments and remarks of a WFDB record by its header."""
     if Path(path.stem).suffix.lower() in _FOREIGN:
         raise ValueError(
-            f"{path.with_suffix('')}: such files are not read here; convert it to WFDB, CSV or NumPy, or make a "
+            f"{path.with_suffix('')}: such files are not read here; convert it to WFDB, EDF or CSV, or make a "
             "Record from what the format's own library returns"
         )
     try:

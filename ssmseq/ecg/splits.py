@@ -157,6 +157,18 @@ def leave_one_source_out(sources, *, groups=None) -> dict[Any, tuple[np.ndarray,
     --------
     >>> leave_one_source_out(["Georgia", "PTB", "PTB"])["PTB"]
     (array([0]), array([1, 2]))
+
+    Of records and any classifier, one score for each source; scikit-learn's LeaveOneGroupOut makes the same splits.
+
+    >>> from sklearn.dummy import DummyClassifier
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from ssmseq.ecg import Record
+    >>> common = {"sampling_rate": 100.0, "lead_names": ("I",)}
+    >>> records = [Record(signal=np.zeros((1, 9)), source=name, **common) for name in ("Georgia", "PTB", "PTB")]
+    >>> splits = leave_one_source_out([record.source for record in records])
+    >>> scores = cross_val_score(DummyClassifier(), np.zeros((3, 1)), ["AF", "AF", "NSR"], cv=list(splits.values()))
+    >>> [f"{source}: {score:.1f}" for source, score in zip(splits, scores)]
+    ['Georgia: 1.0', 'PTB: 0.5']
     """
     sources = np.asarray(sources)
     codes = group_codes("sources", sources, len(sources))

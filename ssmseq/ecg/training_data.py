@@ -89,7 +89,9 @@ class Crops(Dataset):
         self.signals, self.masks, self.metadata, self.targets = signals, masks, metadata, targets
         self.n_times, self.mean, self.scale, self.dtype = n_times, mean, scale, dtype
         self.sampling_rate, self.augmentations = sampling_rate, augmentations
-        self.max_epochs, self.seed, self.starts = max_epochs, seed, starts
+        # Known only where it counts: a checkpoint knows the data by all that is here, and other runs may be prolonged.
+        self.max_epochs = max_epochs if augmentations.get("mixup") else None
+        self.seed, self.starts = seed, starts
         self.numbers_epochs = starts is None  # indices go on counting from epoch to epoch
 
     def __len__(self) -> int:
@@ -116,7 +118,7 @@ class Crops(Dataset):
         signal, mask, n_valid = self._augmented(i, rng)
         metadata, targets = self._metadata(i), self.targets[i]
         strength = self.augmentations.get("mixup", 0.0)
-        if strength and rng.random() < mixup_share(strength, epoch, self.max_epochs):
+        if self.max_epochs is not None and rng.random() < mixup_share(strength, epoch, self.max_epochs):
             j, weight = int(rng.integers(len(self))), rng.beta(0.5, 0.5)
             other, other_mask, other_valid = self._augmented(j, rng)
             signal = weight * signal + (1 - weight) * other

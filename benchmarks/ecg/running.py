@@ -1,0 +1,162 @@
+"""What the scripts of this folder share: their options, their file of rows, and the way to fit one model."""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import ssmseq
+from ssmseq_kernels import available_backends
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parents[1] / "results"
+
+
+def add_options(parser: argparse.ArgumentParser, file: str) -> None:
+    """Add what both scripts take."""
+    parser.add_argument("--max-epochs", type=int, help="in place of the preset's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other changes of the preset")
+    parser.add_argument("--records", type=int, help="train and test on so many recordings only, to try the script")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="folder of the recordings (default: below SSMSEQ_DATA)")
+    parser.add_argument("--out", type=Path, default=RESULTS / file)
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "ssmseq-ecg-checkpoints",
+        help="where a run that is cut short leaves its state; deleted when its row is written",
+    )
+
+
+def changes(options) -> dict[str, Any]:
+    """Return what the command line changes of a preset."""
+    found = dict(text.split("=", 1) for text in options.set)
+    found = {name: yaml.safe_load(value) for name, value in found.items()}
+    return found if options.max_epochs is None else {**found, "max_epochs": options.max_epochs}
+
+
+def data_folder(options, name: str) -> Path:
+    """Return the folder of a data set, which --data or SSMSEQ_DATA names."""
+    folder = options.data or Path(os.environ.get("SSMSEQ_DATA", ".")) / "ecg" / name
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder} is not a folder: give --data, or set SSMSEQ_DATA to the folder that holds ecg/{name}"
+        )
+    return folder
+
+
+class Rows:
+    """Rows of one file, each known by its key; a run that has a row is not repeated."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the row of a key, if there is one."""
+        return next((row for row in self.rows if row["key"] == key), None)
+
+    def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
+        """Append a row, on the disk when this returns."""
+        row = {"key": key, **values, **origin()}
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def origin() -> dict[str, Any]:
+    """Return what a row must say of where it comes from."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE.parent).stdout.strip()
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit,
+        "versions": {"ssmseq": ssmseq.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "kernel": available_backends()["cpu"],
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+    }
+
+
+def fit(key: dict[str, Any], options, records: list, y, **more) -> tuple[Any, dict[str, Any]]:
+    """Fit one model, going on from where an earlier call was cut short; return it and what its row says of the fit.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the fit was interrupted: it has no row, and the next call goes on with it.
+    """
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    stop = _Interrupted()
+    estimator = ssmseq.ECGMambaClassifier.from_preset(
+        key["preset"],
+        **{"random_state": key["seed"], "accelerator": "cpu", "verbose": 1, **key["changes"], **more},
+        checkpoint_folder=str(options.checkpoints / name),
+        callbacks=[stop.callback()],
+    )
+    started, processed = time.perf_counter(), time.process_time()
+    estimator.fit(records, y)
+    if stop.seen:
+        raise KeyboardInterrupt
+    history = estimator.history_
+    losses = history["valid_loss"].tolist() if "valid_loss" in history else []
+    return estimator, {
+        "epochs": len(history),
+        "best_epoch": losses.index(min(losses)) + 1 if losses else len(history),
+        "seconds": round(float(history["seconds"].sum()), 1),  # of all calls that it took
+        "seconds_of_this_call": round(time.perf_counter() - started, 1),
+        "cpu_seconds_of_this_call": round(time.process_time() - processed, 1),
+        "seconds_per_epoch": round(float(history["seconds"].median()), 2),
+        "parameters": sum(p.numel() for p in estimator.network_.parameters()),
+    }
+
+
+def finish(key: dict[str, Any], options) -> None:
+    """Delete the state of a run whose row is written."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    shutil.rmtree(options.checkpoints / name, ignore_errors=True)
+
+
+class _Interrupted:
+    """Notes that a fit was cut short, which keeps its best weights and returns."""
+
+    def __init__(self):
+        self.seen = False
+
+    def callback(self):
+        """Return the callback that notes it."""
+        from ssmseq.training import Callback
+
+        outer = self
+
+        class Watcher(Callback):
+            """Sees how the fit ends."""
+
+            def on_exception(self, trainer, pl_module, exception):
+                """Note an interruption."""
+                outer.seen = outer.seen or isinstance(exception, KeyboardInterrupt)
+
+        return Watcher()
+
+
+def rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
+    """Return numbers that JSON can hold: NaN, of what is undefined, as null."""
+    return [None if value != value else round(float(value), digits) for value in values]
