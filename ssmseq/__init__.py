@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "DNAClassifier": "ssmseq.dna",
+    "DNALanguageModel": "ssmseq.dna",
+    "DNARegressor": "ssmseq.dna",
+    "MutagenesisDisplay": "ssmseq.dna",
     "ECGMambaClassifier": "ssmseq.ecg",
     "Record": "ssmseq.ecg",
     "read_record": "ssmseq.ecg",
@@ -27,6 +31,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from ssmseq.dna import DNAClassifier, DNALanguageModel, DNARegressor, MutagenesisDisplay
     from ssmseq.ecg import ECGMambaClassifier, Record, read_record
     from ssmseq.environment import show_versions
     from ssmseq.forecasting import (
@@ -44,6 +49,9 @@ if TYPE_CHECKING:
     from ssmseq.persistence import load
 
 __all__ = [
+    "DNAClassifier",
+    "DNALanguageModel",
+    "DNARegressor",
     "DecompositionDisplay",
     "ECGMambaClassifier",
     "ForecastDisplay",
@@ -51,6 +59,7 @@ __all__ = [
     "InfluenceDisplay",
     "KarmaForecaster",
     "LinearForecaster",
+    "MutagenesisDisplay",
     "NaiveForecaster",
     "Record",
     "RidgeForecaster",

@@ -21,8 +21,10 @@ FORECASTERS = (
 CLASSES: dict[str, str] = {
     **dict.fromkeys(FORECASTERS, "ssmseq.forecasting"),
     "ECGMambaClassifier": "ssmseq.ecg",
+    **dict.fromkeys(("DNALanguageModel", "DNAClassifier", "DNARegressor"), "ssmseq.dna"),
 }
 UNSAVED = ("callbacks", "logger", "trainer_params", "checkpoint_folder")  # of a training run, not of the model
+UNSAVED += ("language_model",)  # what a run began with
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 

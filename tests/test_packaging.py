@@ -16,14 +16,18 @@ LAYERS = (  # lower ones first; a module may import from its own layer and from 
     (
         "ssmseq.base",
         "ssmseq.checkpoints",
+        "ssmseq.formats",
         "ssmseq.memory",
+        "ssmseq.plots",
+        "ssmseq.pretrained",
         "ssmseq.sampling",
+        "ssmseq.schedules",
         "ssmseq.training",
         "ssmseq.persistence",
         "ssmseq.datasets",
     ),
-    ("ssmseq.forecasting", "ssmseq.ecg"),
-    ("ssmseq.benchmark",),
+    ("ssmseq.forecasting", "ssmseq.ecg", "ssmseq.dna"),
+    ("ssmseq.benchmark", "ssmseq.tuning"),
     ("ssmseq.cli", "ssmseq.environment"),
 )
 

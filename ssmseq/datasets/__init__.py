@@ -22,6 +22,7 @@ _HOME = {
     "fetch_weather": "fetchers",
     "list_datasets": "inventory",
     "make_lorenz96": "generators",
+    "make_markov_sequence": "generators",
     "make_transformer_load": "generators",
     "verify_dataset": "inventory",
 }
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         fetch_weather,
     )
     from ssmseq.datasets.files import DatasetNotFoundError, fetch_file
-    from ssmseq.datasets.generators import make_lorenz96, make_transformer_load
+    from ssmseq.datasets.generators import make_lorenz96, make_markov_sequence, make_transformer_load
     from ssmseq.datasets.inventory import list_datasets, verify_dataset
     from ssmseq.datasets.loading import fetch_dataset
     from ssmseq.datasets.many_variates import fetch_electricity, fetch_pems, fetch_solar, fetch_traffic
@@ -57,6 +58,7 @@ __all__ = [
     "fetch_weather",
     "list_datasets",
     "make_lorenz96",
+    "make_markov_sequence",
     "make_transformer_load",
     "verify_dataset",
 ]

@@ -2,7 +2,8 @@
 
 The oil temperature follows the shape of the thermal model of IEC 60076-7 [1]_: a rise over the ambient temperature that
 grows with the losses, reached with the oil's time constant. The parameters are of its order of magnitude, not tabulated
-values, and the loads are invented. The chaotic ring is the system of Lorenz [2]_ as published.
+values, and the loads are invented. The chaotic ring is the system of Lorenz [2]_ as published. The DNA comes from a
+random Markov chain.
 
 References
 ----------
@@ -29,6 +30,7 @@ _LONGEST_LAG = 6.0  # hours
 _CALM_DAYS, _ROUGH_DAYS, _ROUGH_FACTOR = 4.0, 1.0, 3.0
 _LORENZ_STEP = 0.01  # a fifth of the step that Lorenz used, for his forcing of 8
 _LORENZ_BURN_IN = 20.0  # units of model time
+_BASE_CONCENTRATION = 0.6  # of the Dirichlet distribution of the probabilities in each context
 
 
 def make_transformer_load(
@@ -210,6 +212,83 @@ def make_lorenz96(
         columns=pd.Index([f"x_{j}" for j in range(1, n_variates + 1)]),
     )
     return frame.iloc[:, order_V] if shuffle else frame
+
+
+def make_markov_sequence(
+    order: int = 3, length: int = 100_000, *, random_state: "int | np.random.Generator | None" = 0
+) -> tuple[str, float]:
+    r"""Make DNA from a random Markov chain, whose entropy no model can go below.
+
+    Parameters
+    ----------
+    order : int, default=3
+        Number of bases that the next one depends on, from 0 to 10.
+    length : int, default=100_000
+        In bases, at least 1.
+    random_state : int, numpy Generator or None, default=0
+        Seed, or generator to draw from; None gives another sequence each time. The global state is never touched.
+
+    Returns
+    -------
+    sequence : str
+        Of A, C, G and T, from a chain in its stationary state.
+    entropy : float
+        Of a base given all before it, in bits; between 0 and 2.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range.
+
+    Notes
+    -----
+    Each context :math:`c` of `order` bases has probabilities :math:`p(b \mid c)` of the next base, drawn from a
+    Dirichlet distribution with concentration 0.6. With the stationary distribution :math:`\pi`, the entropy rate [1]_
+    is :math:`-\sum_c \pi(c) \sum_b p(b \mid c) \log_2 p(b \mid c)`.
+
+    References
+    ----------
+    .. [1] Shannon, C. E. (1948). A mathematical theory of communication. Bell System Technical Journal 27, 379-423.
+
+    Examples
+    --------
+    >>> from ssmseq.datasets import make_markov_sequence
+    >>> sequence, entropy = make_markov_sequence(order=2, length=8)
+    >>> len(sequence), 0 < entropy < 2
+    (8, True)
+    """
+    _check_count("order", order, 0)
+    _check_count("length", length, 1)
+    if order > 10:
+        raise ValueError(f"order={order!r} must be at most 10, or the chain has more than four million contexts.")
+    rng = np.random.default_rng(random_state)
+    chances = rng.dirichlet(np.full(4, _BASE_CONCENTRATION), 4**order)
+    stationary = _stationary_contexts(chances)
+    surprise = -np.log2(chances, where=chances > 0, out=np.zeros_like(chances))
+    entropy = float(stationary @ (chances * surprise).sum(1))
+
+    context = int(rng.choice(4**order, p=stationary))
+    bases = [context >> 2 * place & 3 for place in reversed(range(order))]
+    # The last threshold is left out: rounding may put it below 1.
+    thresholds, n_contexts = chances.cumsum(1)[:, :3].tolist(), 4**order
+    for draw in rng.random(max(length - order, 0)).tolist():
+        below = thresholds[context]
+        base = (draw >= below[0]) + (draw >= below[1]) + (draw >= below[2])
+        bases.append(base)
+        context = (4 * context + base) % n_contexts
+    return np.frombuffer(b"ACGT", np.uint8)[bases[:length]].tobytes().decode(), entropy
+
+
+def _stationary_contexts(chances: np.ndarray) -> np.ndarray:
+    """Return the share of time that a chain with rows (4**order, 4) of probabilities spends in each context."""
+    shares = np.full(len(chances), 1 / len(chances))
+    for _ in range(100_000):
+        # A step forgets the first base of the context and appends the one drawn, except at order 0, which has none.
+        moved = (shares[:, None] * chances).reshape(4, -1).sum(0) if len(chances) > 1 else shares
+        if np.abs(moved - shares).sum() < 1e-13:
+            return moved / moved.sum()
+        shares = moved
+    raise ValueError("the drawn chain mixes too slowly for its entropy to be found; use another random_state.")
 
 
 def _lorenz96(start_V: np.ndarray, n_rows: int, dt: float, forcing: float) -> np.ndarray:
