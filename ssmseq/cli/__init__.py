@@ -14,6 +14,9 @@ from ssmseq.cli.contract import EXIT_CODES, OK, Parser, guarded
 COMMANDS = {
     "fit": "fit an estimator on a table and save it",
     "predict": "forecast with a saved model",
+    "ecg": "classify electrocardiograms: fit, predict, evaluate, report",
+    "dna": "language models of DNA: fit, score, variants, embed, sample, tracks",
+    "tune": "search the settings of an estimator, on one machine or many",
     "benchmark": "run, report and compare the forecasting benchmarks",
     "data": "list, fetch or verify the benchmark data sets",
     "info": "versions, devices, and which scan kernel serves them and why",
@@ -59,7 +62,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="ssmseq",
         usage="ssmseq COMMAND [options]",
-        description="Forecast with selective state-space models. `ssmseq COMMAND --help` describes a command.",
+        description="Forecast series, classify electrocardiograms and model DNA with selective state-space models. "
+        "`ssmseq COMMAND --help` describes a command.",
         epilog=f"commands:\n{commands}\n\nexit codes:\n{codes}\n\n"
         "Data go to stdout, messages and progress to stderr; --json prints one JSON document instead of text.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
