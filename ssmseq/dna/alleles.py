@@ -238,7 +238,7 @@ def _checked(allele: Allele, fasta: "Fasta", policy: str) -> Allele:
         return allele
     message = (
         f"line {allele.record.line_number}: REF is {allele.ref} at {allele.contig}:{allele.pos0 + 1}, where the "
-        f"reference has {found}; use the reference that the variants were called on, or policy='skip' or 'flip'"
+        f"reference has {found}; use the reference that the variants were called on, or choose 'warn', 'skip' or 'flip'"
     )
     if policy == "error":
         raise ValueError(message)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 # Parameters of `DNALanguageModel` that shape its network.
 ARCHITECTURE = {"architecture", "bidirectional", "reverse_complement", "d_model", "n_layers", "d_state", "d_conv"}
-ARCHITECTURE |= {"expand", "head_dim", "d_ff", "attention_period", "attention_offset", "n_heads", "n_kv_heads", "swap_strands"}
+ARCHITECTURE |= {"expand", "head_dim", "d_ff", "attention_period", "attention_offset", "n_heads", "n_kv_heads"}
+ARCHITECTURE |= {"swap_strands"}
 
 
 def export_state(estimator) -> tuple[dict, dict[str, Tensor]]:
