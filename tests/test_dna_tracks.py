@@ -238,6 +238,7 @@ def test_a_packed_track_is_the_same_every_time(fasta, tmp_path):
         write_track(small_model(), fasta, tmp_path / str(i) / f"{i}.bg.gz", contigs=["a", "c"])
         contents.append((tmp_path / str(i) / f"{i}.bg.gz").read_bytes())
     assert contents[0] == contents[1]
+    assert contents[0][4:8] == bytes(4)  # no time of writing
     assert set(read_bedgraph(tmp_path / "0" / "0.bg.gz")) == {"a", "c"}
 
 

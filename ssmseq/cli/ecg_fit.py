@@ -3,7 +3,6 @@
 import argparse
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ssmseq.cli.contract import INTERRUPTED, OK, Parser, UsageError, add_common_options, print_json
@@ -43,13 +42,7 @@ def run(argv: list[str]) -> int:
     thresholds = options["thresholds"] if options["thresholds"] is not None else 0.5 if data.exclusive else "f1"
     metric = thresholds if isinstance(thresholds, str) and held_out is not None else None
     estimator.set_params(thresholds=thresholds if metric is None else 0.5)
-    # `fit_in_sight` knows tables, which hold their targets.
-    seen: Any = SimpleNamespace(
-        get_params=estimator.get_params,
-        set_params=estimator.set_params,
-        fit=lambda records, validation: estimator.fit(records, train.y),
-    )
-    outcome = fit_in_sight(seen, train.records, quiet=quiet)
+    outcome = fit_in_sight(estimator, train.records, y=train.y, quiet=quiet)
     if not outcome.is_main_process:
         return OK
     measured = None if held_out is None else _use_held_out(estimator, held_out, metric)

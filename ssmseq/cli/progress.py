@@ -3,7 +3,9 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -15,17 +17,21 @@ class FitOutcome:
     is_main_process: bool = True  # with several devices every process runs the command, and one reports
 
 
-def fit_in_sight(estimator, frame, *, validation=None, quiet: bool = False) -> FitOutcome:
+def fit_in_sight(estimator, X, *, quiet: bool = False, bar: Callable[[], Any] | None = None, **arguments) -> FitOutcome:
     """Fit with progress on stderr; nothing of that stays in the estimator's parameters.
 
     Parameters
     ----------
-    estimator : forecaster
+    estimator : estimator
         Those without training, which take no callbacks, show no progress.
-    frame, validation : pandas.DataFrame
-        As `fit` takes them.
+    X : object
+        As `fit` takes it.
     quiet : bool
         Show nothing.
+    bar : callable, optional
+        Makes the callback that shows progress, in place of the bar of steps.
+    **arguments
+        Others of `fit`.
 
     Returns
     -------
@@ -35,11 +41,12 @@ def fit_in_sight(estimator, frame, *, validation=None, quiet: bool = False) -> F
     before = estimator.get_params(deep=False)
     trains = "callbacks" in before
     if trains:
-        estimator.set_params(callbacks=[_watcher(outcome)], verbose=int(not quiet))
+        callbacks = [_watcher(outcome), *([bar()] if bar is not None and not quiet else [])]
+        estimator.set_params(callbacks=callbacks, verbose=int(not quiet and bar is None))
     started = time.perf_counter()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for data
-            estimator.fit(frame, validation=validation)
+            estimator.fit(X, **arguments)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "lightning":
             raise
