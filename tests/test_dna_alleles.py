@@ -163,7 +163,8 @@ def test_ref_is_compared_with_the_reference(genome, contig, pos, ref, alt, polic
 
 def test_a_wrong_ref_is_an_error_that_says_where(genome):
     wrong = record("one", 3, ".", "CT", "A", number=12)
-    with pytest.raises(ValueError, match=r"line 12: REF is CT at one:3, where the reference has GT; .*choose 'warn', 'skip' or 'flip'"):
+    message = r"line 12: REF is CT at one:3, where the reference has GT; .*choose 'warn', 'skip' or 'flip'"
+    with pytest.raises(ValueError, match=message):
         check_reference(wrong, genome)
     with pytest.warns(UserWarning, match="line 12: REF is CT at one:3"):
         check_reference(wrong, genome, "warn")
