@@ -30,13 +30,15 @@ class SequenceEstimator(BaseEstimator):
             state["network_"] = state["network_"].cpu()
         return state
 
-    def save(self, folder) -> Self:
+    def save(self, folder, *, card: bool = False) -> Self:
         """Write the fitted estimator to a folder: config.json and model.safetensors.
 
         Parameters
         ----------
         folder : str or path
             Created if missing. Files of an earlier model in it are replaced.
+        card : bool
+            Write README.md too: what the model is, how it was trained, what it is not for.
 
         Returns
         -------
@@ -50,7 +52,7 @@ class SequenceEstimator(BaseEstimator):
         from ssmseq.persistence import save
 
         check_is_fitted(self)
-        save(self, folder)
+        save(self, folder, card=card)
         return self
 
 

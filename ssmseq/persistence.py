@@ -25,10 +25,10 @@ CLASSES: dict[str, str] = {
 }
 UNSAVED = ("callbacks", "logger", "trainer_params", "checkpoint_folder")  # of a training run, not of the model
 UNSAVED += ("language_model",)  # what a run began with
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
-def save(estimator, folder) -> None:
+def save(estimator, folder, *, card: bool = False) -> None:
     """Write a fitted estimator; see `SequenceEstimator.save`."""
     import torch
     from safetensors.torch import save as to_bytes
@@ -52,6 +52,10 @@ def save(estimator, folder) -> None:
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / WEIGHTS, to_bytes({k: v.contiguous() for k, v in tensors.items()}))
     _write(folder / CONFIG, text.encode())
+    if card:
+        from ssmseq.cards import model_card
+
+        _write(folder / CARD, model_card(estimator).encode())
 
 
 def load(folder):

@@ -15,6 +15,7 @@ LAYERS = (  # lower ones first; a module may import from its own layer and from 
     ("ssmseq.nn",),
     (
         "ssmseq.base",
+        "ssmseq.cards",
         "ssmseq.checkpoints",
         "ssmseq.formats",
         "ssmseq.memory",
