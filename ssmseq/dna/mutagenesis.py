@@ -220,9 +220,6 @@ def masked_ratios(
     return found
 
 
-# Fine-tuned estimators ------------------------------------------------------------------------------------------------
-
-
 def mutate_decision(estimator, sequence: str, label) -> MutagenesisDisplay:
     """Do the work of the method `mutagenesis` of `DNAClassifier` and `DNARegressor`, which describes it."""
     from tqdm import tqdm
