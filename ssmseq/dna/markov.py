@@ -278,9 +278,6 @@ def markov_table(train, test, orders: Iterable[int] = range(MAX_ORDER + 1), **pa
     return pd.DataFrame(rows, columns=pd.Index(["order", "bits_per_base", "parameters", "seconds"]))
 
 
-# Sequences ------------------------------------------------------------------------------------------------------------
-
-
 class _Sequence(NamedTuple):
     length: int
     tokens: Callable[[int, int], np.ndarray]  # of the letters from one place to before another
@@ -334,9 +331,6 @@ def _words(sequence: _Sequence, order: int) -> Iterator[tuple[np.ndarray, np.nda
             words[back:] += digits[:-back] << 2 * back
         words = (words & ((N_BASES << 2 * context) - 1)) + starts[context]  # what is before a break is cut off
         yield words[start - first :], bases[start - first :]
-
-
-# Tables ---------------------------------------------------------------------------------------------------------------
 
 
 def _start(order: int) -> int:

@@ -216,9 +216,6 @@ def _runs(values: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
 
 
-# Tracks ---------------------------------------------------------------------------------------------------------------
-
-
 def _track_writer(path: Path):
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in _TRACKS and not (_TRACKS[suffix] is _BigWig and path.name.lower().endswith(".gz")):
@@ -296,9 +293,6 @@ def _spans(start: int, values: np.ndarray, span: int, size: int) -> Iterator[tup
     if n_whole < len(values):
         last = start + n_whole * span
         yield last, size - last, values[n_whole:]
-
-
-# Embeddings -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

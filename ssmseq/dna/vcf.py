@@ -133,9 +133,6 @@ def _cell(value) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
 class InfoField(NamedTuple):
     """A key of the INFO column: its ID, Number ("A" is one value for each allele), Type and Description."""
 

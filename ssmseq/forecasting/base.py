@@ -212,8 +212,6 @@ class BaseForecaster(SequenceEstimator):
             self, df, n_windows=n_windows, step=step, refit=refit, levels=check_levels(level), recalibrate=recalibrate
         )
 
-    # What subclasses give or replace ----------------------------------------------------------------------------------
-
     def _build_network(self, sizes: InputSizes) -> torch.nn.Module:
         raise TypeError(f"{type(self).__name__} has no network")
 
@@ -262,8 +260,6 @@ class BaseForecaster(SequenceEstimator):
         dtype = next(network.parameters()).dtype
         with torch.inference_mode():
             return network(**{name: x.to(device, dtype) for name, x in inputs.items()})
-
-    # Private ----------------------------------------------------------------------------------------------------------
 
     def _point(self, forecast: Tensor) -> Tensor:
         """Return the point forecast (B, V, H): the median of quantiles."""
