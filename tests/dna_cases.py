@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 COMPLEMENTS = {"A": "T", "C": "G", "G": "C", "T": "A", "N": "N", "a": "t", "c": "g", "g": "c", "t": "a", "n": "n"}
@@ -57,3 +58,9 @@ def reverse_complement(letters: str) -> str:
 
 def tokens_of(letters: str) -> list[int]:
     return [TOKEN_OF[letter] for letter in letters.upper()]
+
+
+def many_pieces(fasta, seed: int) -> list[str]:
+    """Fetch many pieces of the contig "one"; here, because a spawned process cannot import the tests themselves."""
+    places = np.random.default_rng(seed).integers(0, 700, 300).tolist()
+    return [fasta.fetch("one", place, place + 31) for place in places]

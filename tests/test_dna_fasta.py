@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dna_cases import block_gzip, genomics, plain_read, tokens_of, write_fasta
+from dna_cases import block_gzip, genomics, many_pieces, plain_read, tokens_of, write_fasta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -346,17 +346,12 @@ def test_a_bgzip_file_that_was_cut_off_is_named(path):
 # Processes
 
 
-def digest(fasta: Fasta, seed: int) -> list[str]:
-    places = np.random.default_rng(seed).integers(0, 700, 300).tolist()
-    return [fasta.fetch("one", place, place + 31) for place in places]
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_at_once_what_one_reads(path, method):
     fasta = Fasta(path)
     fasta.fetch("one", 0, 5)  # the parent's handle is open
     with multiprocessing.get_context(method).Pool(3) as pool:
-        found = pool.starmap(digest, [(fasta, seed) for seed in range(12)])
+        found = pool.starmap(many_pieces, [(fasta, seed) for seed in range(12)])
     for seed, texts in enumerate(found):
         places = np.random.default_rng(seed).integers(0, 700, 300).tolist()
         assert texts == [GENOME["one"][place : place + 31] for place in places]
