@@ -1,28 +1,19 @@
-"""What the scripts of this folder share: options, files of rows, and fits that can be cut short and gone on with."""
+"""What the scripts of this folder share: options, and fits that can be cut short and gone on with."""
 
 import argparse
-import datetime
-import hashlib
-import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import ssmseq
 from ssmseq.training import Callback
-from ssmseq_kernels import available_backends
 
-HERE = Path(__file__).resolve()
-RESULTS = HERE.parents[1] / "results"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from rows import RESULTS, Rows, checkpoint, finish
+
+__all__ = ["RESULTS", "OutOfTime", "Rows", "add_options", "checkpoint", "data_file", "finish", "fit"]
 STARTED = time.perf_counter()
 
 
@@ -48,58 +39,8 @@ def data_file(options, *parts: str) -> Path:
     return path
 
 
-class Rows:
-    """Rows of one file, each known by its key; a run that has a row is not repeated."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the row of a key, if there is one."""
-        key = json.loads(json.dumps(key))  # tuples are lists in a file
-        return next((row for row in self.rows if row["key"] == key), None)
-
-    def add(self, key: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        """Append a row, on the disk when this returns."""
-        row = json.loads(json.dumps({"key": key, **values, **origin()}, allow_nan=False))
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        return row
-
-
-def origin() -> dict[str, Any]:
-    """Return what a row must say of where it comes from."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE.parent).stdout.strip()
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
-        "versions": {"ssmseq": ssmseq.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "kernel": available_backends()["cpu"],
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-    }
-
-
 class OutOfTime(Exception):
     """The minutes of this call are over, or it was interrupted; the next call goes on."""
-
-
-def checkpoint(key: dict[str, Any], options) -> Path:
-    """Return the folder of a run's state."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return options.checkpoints / name
-
-
-def finish(key: dict[str, Any], options) -> None:
-    """Delete the state of a run whose row is written."""
-    shutil.rmtree(checkpoint(key, options), ignore_errors=True)
 
 
 def fit(model, key: dict[str, Any], options, *data, **more) -> dict[str, Any]:

@@ -1,14 +1,7 @@
-"""What the scripts of this folder share: their options, their file of rows, and the way to fit one model."""
+"""What the scripts of this folder share: their options, and the way to fit one model."""
 
 import argparse
-import datetime
-import hashlib
-import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,14 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import ssmseq
-from ssmseq_kernels import available_backends
 
-HERE = Path(__file__).resolve()
-RESULTS = HERE.parents[1] / "results"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from rows import RESULTS, Rows, checkpoint, finish
+
+__all__ = ["Rows", "add_options", "changes", "data_folder", "finish", "fit", "rounded"]
 
 
 def add_options(parser: argparse.ArgumentParser, file: str) -> None:
@@ -59,43 +52,6 @@ def data_folder(options, name: str) -> Path:
     return folder
 
 
-class Rows:
-    """Rows of one file, each known by its key; a run that has a row is not repeated."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the row of a key, if there is one."""
-        return next((row for row in self.rows if row["key"] == key), None)
-
-    def add(self, key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Append a row, on the disk when this returns."""
-        row = {"key": key, **values, **origin()}
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-def origin() -> dict[str, Any]:
-    """Return what a row must say of where it comes from."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE.parent).stdout.strip()
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
-        "versions": {"ssmseq": ssmseq.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "kernel": available_backends()["cpu"],
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-    }
-
-
 def fit(key: dict[str, Any], options, records: list, y, **more) -> tuple[Any, dict[str, Any]]:
     """Fit one model, going on from where an earlier call was cut short; return it and what its row says of the fit.
 
@@ -104,12 +60,11 @@ def fit(key: dict[str, Any], options, records: list, y, **more) -> tuple[Any, di
     KeyboardInterrupt
         If the fit was interrupted: it has no row, and the next call goes on with it.
     """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     stop = _Interrupted()
     estimator = ssmseq.ECGMambaClassifier.from_preset(
         key["preset"],
         **{"random_state": key["seed"], "accelerator": "cpu", "verbose": 1, **key["changes"], **more},
-        checkpoint_folder=str(options.checkpoints / name),
+        checkpoint_folder=str(checkpoint(key, options)),
         callbacks=[stop.callback()],
     )
     started, processed = time.perf_counter(), time.process_time()
@@ -127,12 +82,6 @@ def fit(key: dict[str, Any], options, records: list, y, **more) -> tuple[Any, di
         "seconds_per_epoch": round(float(history["seconds"].median()), 2),
         "parameters": sum(p.numel() for p in estimator.network_.parameters()),
     }
-
-
-def finish(key: dict[str, Any], options) -> None:
-    """Delete the state of a run whose row is written."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    shutil.rmtree(options.checkpoints / name, ignore_errors=True)
 
 
 class _Interrupted:
