@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt README.md $(shell find ssmseq kernels -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/installed
 	$(BIN)/ssmseq demo
@@ -20,10 +20,14 @@ bench: .venv/installed
 	$(BIN)/ssmseq benchmark run quick --jobs 2
 	$(BIN)/ssmseq benchmark report quick
 
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html
+
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv build demo-output
+	rm -rf .venv build demo-output docs/_build docs/auto_examples docs/data_sets docs/generated

@@ -10,7 +10,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ssmseq.base import SequenceEstimator, check_choice, draw_seed
-from ssmseq.dna import embedding, preparing, sampling, state
+from ssmseq.dna import embedding, preparing, sampling, serving, state
 from ssmseq.dna.alphabet import BOS, VOCAB_SIZE, decode, encode, reverse_complement_tokens
 from ssmseq.dna.effects import VariantEffects
 from ssmseq.dna.inputs import read_sequences
@@ -151,7 +151,7 @@ class BaseDNAModel(VariantEffects, ClassNamePrefixFeaturesOutMixin, TransformerM
         return -self.bits_per_base(X)
 
     def transform(self, X) -> np.ndarray:
-        """Return one embedding for each sequence, (n, n_features_out_), pooled as `pooling` says."""
+        """Return one embedding for each sequence, (n, `n_features_out_`), pooled as `pooling` says."""
         return np.asarray(self.embed(X))
 
     def embed(
@@ -322,6 +322,9 @@ class BaseDNAModel(VariantEffects, ClassNamePrefixFeaturesOutMixin, TransformerM
     def _device(self) -> torch.device:
         gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
+
+    def _serving_graph(self):
+        return serving.language_model_graph(self)
 
     def _export_state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         return state.export_state(self)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch.nn import functional as F
 
 from ssmseq.base import SequenceEstimator, check_choice, check_number, draw_seed
-from ssmseq.dna import head, state
+from ssmseq.dna import head, serving, state
 from ssmseq.dna.alphabet import reverse_complement_tokens
 from ssmseq.dna.inputs import encode_all, read_strings
 from ssmseq.dna.language_model import DNALanguageModel
@@ -260,6 +260,9 @@ class _FineTuned(SequenceEstimator):
     def _loss(self, targets: np.ndarray):
         raise TypeError(f"{type(self).__name__} has no loss")
 
+    def _serving_graph(self):
+        return serving.head_graph(self)
+
     def _export_state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         return state.export_fine_tuned(self)
 
@@ -291,6 +294,9 @@ class DNAClassifier(ClassifierMixin, _FineTuned):
         Share of the sequences that choose the best epoch and stop early. 0 trains on all for `max_epochs`.
     learning_rate, batch_size, max_epochs, patience, lr_schedule, optimizer, weight_decay, gradient_clip
         As in `DNALanguageModel`; a batch holds whole sequences.
+
+    Other Parameters
+    ----------------
     checkpoint_folder, random_state, accelerator, devices, strategy, num_nodes, precision, callbacks, logger
         As in `DNALanguageModel`.
     trainer_params, num_workers, verbose

@@ -78,6 +78,9 @@ class DNALanguageModel(BaseDNAModel):
         Stop after this many epochs without a lower validation loss; None never stops early.
     lr_schedule : {"warmup_cosine", "halve", "cosine", "constant"}
         "warmup_cosine": up over a tenth of the steps, then down to a tenth of the rate.
+
+    Other Parameters
+    ----------------
     optimizer : {"adam", "adamw"}
         With torch's default betas.
     weight_decay : float

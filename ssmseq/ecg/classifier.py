@@ -126,6 +126,9 @@ class ECGMambaClassifier(BaseECGClassifier):
         Stop after this many epochs without a lower validation loss; None never stops early.
     lr_schedule : {"halve", "cosine", "constant"}
         "halve": full rate for two epochs, then half of the previous one.
+
+    Other Parameters
+    ----------------
     optimizer : {"adam", "adamw"}
         With torch's default betas.
     weight_decay : float

@@ -45,8 +45,8 @@ def iterate_folder(
     ----------
     folder : str or path
         Searched with all its subfolders.
-    pattern : str, default="*.hea"
-        Which files to read.
+    pattern : str
+        Which files to read, as in `pathlib.Path.rglob`.
     mismatch : {"warn", "error", "ignore"}
         What to do about samples that disagree with their header. Warnings are collected into one at the end.
     progress : bool, default=False

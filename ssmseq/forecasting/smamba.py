@@ -193,6 +193,9 @@ class SMambaForecaster(BaseForecaster):
         error mixed with the distance of the Fourier coefficients [2]_. Validation always uses the squared error.
     fredf_weight : float
         Share of the Fourier coefficients in "fredf", from 0 to 1; the other losses ignore it.
+
+    Other Parameters
+    ----------------
     optimizer : {"adam", "adamw"}
         With torch's default betas.
     weight_decay : float
