@@ -7,6 +7,8 @@ import os
 import warnings
 from pathlib import Path
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import ssmseq
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +64,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 60,
+    "subsection_order": ExplicitOrder(["gallery/forecasting", "gallery/ecg", "gallery/dna"]),
     "within_subsection_order": "FileNameSortKey",
     "nested_sections": False,
 }
@@ -72,7 +75,7 @@ html_static_path = ["_static"]
 html_css_files = ["ssmseq.css"]
 html_show_sourcelink = False
 html_theme_options = {
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 4,
     "navigation_with_keys": False,
     "show_prev_next": True,
     "show_toc_level": 2,
