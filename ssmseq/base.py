@@ -55,6 +55,48 @@ class SequenceEstimator(BaseEstimator):
         save(self, folder, card=card)
         return self
 
+    def export(self, path, *, check: bool = True, tolerance: float = 1e-4) -> Self:
+        """Write the fitted estimator as one graph that runs without this library, in the units that a user has.
+
+        The file says what its inputs and outputs are: an .onnx in its metadata, a .pt2 in its extra file metadata.json.
+        Any size of batch will do, and of DNA any length. Networks of another precision are written in float32.
+
+        Parameters
+        ----------
+        path : str or path
+            Ends in .onnx, or in .pt2 for `torch.export`. An existing file is replaced once the new one is complete.
+        check : bool
+            Run the file on an example, .onnx by onnxruntime, and compare with this estimator's network before it gets
+            its name.
+        tolerance : float
+            Largest difference that the check accepts, as a share of the largest output.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not run.
+        ValueError
+            For another suffix, an .onnx of more than 2 GB, or if the check finds a larger difference.
+        FileNotFoundError
+            If the folder does not exist.
+        TypeError
+            If this estimator has no graph.
+        ImportError
+            If a package is missing, or torch is too old; the message names it.
+        """
+        from ssmseq.export import export
+
+        check_is_fitted(self)
+        export(self, path, check=check, tolerance=tolerance)
+        return self
+
+    def _serving_graph(self):
+        raise TypeError(f"{type(self).__name__} cannot be exported: it has no graph that runs without this library")
+
 
 def check_number(
     name: str, value, *, minimum=None, maximum=None, above=None, below=None, integer: bool = False

@@ -110,12 +110,11 @@ def needs_data(page: str) -> bool:
     return page == "docs/ecg.md" or any("fetch_ett" in code for code in blocks(page, "python"))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")])
+# The blocks of docs/serving.md are programs of their own: see test_serving_page.py.
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p != "docs/serving.md"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path, short_epochs):
     if needs_data(page) and not DATA:
         pytest.skip("SSMSEQ_DATA is not set")
-    if page == "docs/serving.md":
-        pytest.skip("its blocks are programs of their own: see test_export.py")
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page", **given(page)}

@@ -17,6 +17,8 @@ LAYERS = (  # lower ones first; a module may import from its own layer and from 
         "ssmseq.base",
         "ssmseq.cards",
         "ssmseq.checkpoints",
+        "ssmseq.fanout",
+        "ssmseq.export",
         "ssmseq.formats",
         "ssmseq.memory",
         "ssmseq.plots",

@@ -17,6 +17,7 @@ COMMANDS = {
     "ecg": "classify electrocardiograms: fit, predict, evaluate, report",
     "dna": "language models of DNA: fit, score, variants, embed, sample, tracks",
     "tune": "search the settings of an estimator, on one machine or many",
+    "export": "write a saved model as one ONNX or torch.export file",
     "benchmark": "run, report and compare the forecasting benchmarks",
     "data": "list, fetch or verify the benchmark data sets",
     "info": "versions, devices, and which scan kernel serves them and why",

@@ -6,8 +6,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ssmseq.datasets.files import DatasetNotFoundError
@@ -54,6 +54,35 @@ def add_common_options(parser: argparse.ArgumentParser, *, default: Any = False)
     }
     for flag, meaning in flags.items():
         parser.add_argument(flag, action="store_true", default=default, help=meaning)
+
+
+def add_engine_options(parser: argparse.ArgumentParser, *, workers: str) -> None:
+    """Add --engine and --workers; `workers` says how many there are by default."""
+    parser.add_argument(
+        "--engine",
+        choices=("process", "ray"),
+        default="process",
+        help="this process, or workers of the Ray cluster that RAY_ADDRESS names or this machine belongs to, or else "
+        "of one on its cores; all machines need ssmseq and the working folder (default: process)",
+    )
+    parser.add_argument("--workers", metavar="N", type=int, help=f"of Ray (default: {workers})")
+
+
+def check_engine(options: argparse.Namespace, prog: str) -> None:
+    """Raise `UsageError` if --workers says nothing."""
+    if options.workers is not None and (options.engine != "ray" or options.workers < 1):
+        raise UsageError(f"--workers {options.workers} must be at least 1, and goes with --engine ray", prog)
+
+
+def spread(function: Callable[[Any, Any], Any], model, pieces: Sequence, options: argparse.Namespace) -> Iterator[Any]:
+    """Yield ``function(model, piece)`` of each piece, in their order, found where --engine says."""
+    if options.engine != "ray":
+        yield from (function(model, piece) for piece in pieces)
+        return
+    from ssmseq.fanout import fan_out
+
+    with redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, which is for data
+        yield from fan_out(function, model, pieces, workers=options.workers)
 
 
 def remark(text: str, *, quiet: bool = False) -> None:

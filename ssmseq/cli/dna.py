@@ -4,11 +4,23 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssmseq.cli.contract import OK, DataMissingError, Parser, UsageError, add_common_options, print_json, remark
+from ssmseq.cli.contract import (
+    OK,
+    DataMissingError,
+    Parser,
+    UsageError,
+    add_common_options,
+    add_engine_options,
+    check_engine,
+    print_json,
+    remark,
+    spread,
+)
 from ssmseq.cli.tables import write_table
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ FASTA_HELP = "FASTA file, plain or packed by bgzip or gzip"
 ORDERS_HELP = "orders of the Markov models, such as 0-12 or 0,4,8; or none"
 STRANDS_HELP = "read the sequence, or average over both strands (default: as the model was fitted)"
 BASES_AT_ONCE = 1 << 18  # of sequences that are scored together
+Part = tuple[str, int, int, str]  # contig, start, end, strand
 LINE = 60  # letters of a line of FASTA
 
 
@@ -113,40 +126,65 @@ class Score(NamedTuple):
         return -self.log_likelihood / math.log(2) / self.bases if self.bases else None
 
 
-def score_parts(model, fasta: "Fasta", parts: list[tuple[str, int, int, str]], strands, bar) -> Iterator[Score]:
-    """Yield the score of each part (contig, start, end, strand); long ones are streamed, short ones scored together.
+def score_parts(model, fasta: "Fasta", parts: list[Part], strands, bar) -> Iterator[Score]:
+    """Yield the score of each part; long ones are streamed, short ones scored together.
 
     A bidirectional model reads each part as a whole.
     """
+    for long, members in grouped_parts(model, parts, strands):
+        yield from _scores(model, (long, members), fasta, strands, bar.update)
+
+
+def grouped_parts(model, parts: list[Part], strands) -> Iterator[tuple[bool, list[Part]]]:
+    """Yield parts that are scored together, and whether they are so long that each is streamed."""
+    averages, before = model._averages(strands), 0
+
+    def group(part: Part) -> tuple[bool, int]:
+        nonlocal before
+        _, start, end, strand = part
+        long = end - start > BASES_AT_ONCE and not model.bidirectional and (strand != "-" or averages)
+        place, before = before // BASES_AT_ONCE, before + end - start
+        return long, place
+
+    for (long, _), members in groupby(parts, group):
+        yield long, list(members)
+
+
+def _scores(model, group: tuple[bool, list[Part]], fasta: "Fasta", strands, advance=lambda n: None) -> list[Score]:
+    """Return the score of each part of a group of `grouped_parts`."""
     import numpy as np
 
     from ssmseq.dna.alphabet import reverse_complement
     from ssmseq.dna.streaming import stream_log_probabilities
 
-    averages = model._averages(strands)
+    long, members = group
+    scores = []
+    if long:
+        for contig, start, end, _ in members:
+            total, n = 0.0, 0
+            for _, values in stream_log_probabilities(model, fasta, contig, start, end, strands=strands):
+                total, n = total + float(np.nansum(values)), n + int(np.count_nonzero(~np.isnan(values)))
+                advance(len(values))
+            scores.append(Score(n, total))
+        return scores
+    strings = []
+    for contig, start, end, strand in members:
+        letters = read_letters(fasta, contig, start, end)
+        strings.append(reverse_complement(letters) if strand == "-" else letters)
+    for values in model.log_likelihood(strings, per_base=True, strands=strands):
+        scores.append(Score(int(np.count_nonzero(~np.isnan(values))), float(np.nansum(values))))
+        advance(len(values))
+    return scores
 
-    def group(numbered: tuple[int, tuple[str, int, int, str]]) -> tuple[bool, int]:
-        _, (_, start, end, strand) = numbered
-        long = end - start > BASES_AT_ONCE and not model.bidirectional and (strand != "-" or averages)
-        return long, int(before[numbered[0]] // BASES_AT_ONCE)
 
-    before = np.cumsum([0, *(end - start for _, start, end, _ in parts)])
-    for (long, _), members in groupby(enumerate(parts), group):
-        if long:
-            for _, (contig, start, end, _) in members:
-                total, n = 0.0, 0
-                for _, values in stream_log_probabilities(model, fasta, contig, start, end, strands=strands):
-                    total, n = total + float(np.nansum(values)), n + int(np.count_nonzero(~np.isnan(values)))
-                    bar.update(len(values))
-                yield Score(n, total)
-            continue
-        strings = []
-        for _, (contig, start, end, strand) in members:
-            letters = read_letters(fasta, contig, start, end)
-            strings.append(reverse_complement(letters) if strand == "-" else letters)
-        for values in model.log_likelihood(strings, per_base=True, strands=strands):
-            yield Score(int(np.count_nonzero(~np.isnan(values))), float(np.nansum(values)))
-            bar.update(len(values))
+def _scores_on_ray(model, fasta: "Fasta", parts: list[Part], options, bar) -> list[Score]:
+    groups = list(grouped_parts(model, parts, options.strands))
+    function = partial(_scores, fasta=fasta, strands=options.strands)  # so that each worker opens the file once
+    scores: list[Score] = []
+    for (_, members), found in zip(groups, spread(function, model, groups, options), strict=True):
+        scores += found
+        bar.update(sum(end - start for _, start, end, _ in members))
+    return scores
 
 
 def total_of(scores: list[Score]) -> Score:
@@ -167,8 +205,10 @@ def _score(argv: list[str]) -> int:
     parser.add_argument("--markov", metavar="ORDERS", default="0-12", help=f"{ORDERS_HELP} (default: 0-12)")
     parser.add_argument("--strands", choices=("forward", "average"), help=STRANDS_HELP)
     parser.add_argument("--output", metavar="FILE", help=".csv or .parquet by its suffix; by default CSV on stdout")
+    add_engine_options(parser, workers="one for each GPU, or else for each core")
     add_common_options(parser)
     options = parser.parse_args(argv)
+    check_engine(options, parser.prog)
     orders = parse_orders(options.markov, parser.prog) if options.train is not None else []
     model, fasta = load_model(options.model), open_fasta(options.fasta)
     counted = None if options.train is None else open_fasta(options.train)
@@ -177,7 +217,10 @@ def _score(argv: list[str]) -> int:
 
     parts = [(name, 0, size, "+") for name, size in fasta.contigs.items()]
     with base_bar(sum(fasta.contigs.values()), not options.quiet) as bar:
-        scores = list(score_parts(model, fasta, parts, options.strands, bar))
+        if options.engine == "ray":
+            scores = _scores_on_ray(model, fasta, parts, options, bar)
+        else:
+            scores = list(score_parts(model, fasta, parts, options.strands, bar))
     rows = [
         {
             "name": name,

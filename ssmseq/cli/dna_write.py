@@ -1,12 +1,24 @@
 """`ssmseq dna variants`, `embed` and `tracks`: what a model says of a genome, in files."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssmseq.cli.contract import OK, DataMissingError, Parser, UsageError, add_common_options, print_json, remark
+from ssmseq.cli.contract import (
+    OK,
+    DataMissingError,
+    Parser,
+    UsageError,
+    add_common_options,
+    add_engine_options,
+    check_engine,
+    print_json,
+    remark,
+    spread,
+)
 from ssmseq.cli.dna import BASES_AT_ONCE, FASTA_HELP, MODEL_HELP, STRANDS_HELP, load_model, open_fasta, read_letters
 
 POOLINGS = ("mean", "last", "class", "echo")
@@ -81,8 +93,12 @@ def embed(argv: list[str]) -> int:
     parser.add_argument("--pooling", choices=POOLINGS, help="of a whole sequence (default: the model's)")
     parser.add_argument("--contigs", metavar="NAME", nargs="+", help="only these sequences")
     parser.add_argument("--strands", choices=("forward", "average"), help=STRANDS_HELP)
+    add_engine_options(parser, workers="one for each GPU, or else for each core")
     add_common_options(parser)
     options = parser.parse_args(argv)
+    check_engine(options, parser.prog)
+    if options.bin_length is not None and options.engine == "ray":
+        raise UsageError("--engine ray shares whole sequences out: leave --bin_length or --engine out", parser.prog)
     if options.bin_length is not None and options.pooling not in (None, "mean"):
         raise UsageError("--bin_length takes the mean over each bin: leave --pooling out", parser.prog)
     if Path(options.output).suffix not in (".npy", ".csv", ".parquet"):
@@ -105,23 +121,26 @@ def _embed_sequences(model, fasta, options) -> int:
     from ssmseq.dna.tracks import base_bar, chosen_sizes, write_rows
 
     sizes = chosen_sizes(fasta, options.contigs)
-    found, waiting = [], []
-
-    def embed_waiting() -> None:
-        strings = [read_letters(fasta, name, 0, sizes[name]) for name in waiting]
-        found.append(model.embed(strings, pooling=options.pooling, strands=options.strands))
-        bar.update(sum(map(len, strings)))
-        waiting.clear()
-
+    groups: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if groups[-1] and sum(groups[-1].values()) + size > BASES_AT_ONCE:
+            groups.append({})
+        groups[-1][name] = size
+    function = partial(_embeddings, fasta=fasta, pooling=options.pooling, strands=options.strands)
+    found = []
     with base_bar(sum(sizes.values()), not options.quiet) as bar:
-        for name, size in sizes.items():
-            if waiting and sum(sizes[other] for other in waiting) + size > BASES_AT_ONCE:
-                embed_waiting()
-            waiting.append(name)
-        embed_waiting()
+        for group, rows in zip(groups, spread(function, model, groups, options), strict=True):
+            found.append(rows)
+            bar.update(sum(group.values()))
     rows = np.concatenate(found)
     write_rows(model, options.output, sizes, rows)
     return len(rows)
+
+
+def _embeddings(model, sizes: dict[str, int], fasta, pooling: str | None, strands: str | None) -> np.ndarray:
+    """Return the embeddings of some sequences, by their names and lengths."""
+    strings = [read_letters(fasta, name, 0, size) for name, size in sizes.items()]
+    return model.embed(strings, pooling=pooling, strands=strands)
 
 
 def tracks(argv: list[str]) -> int:

@@ -8,11 +8,22 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssmseq.cli.contract import FAILURE, INTERRUPTED, OK, Parser, UsageError, add_common_options, print_json, remark
+from ssmseq.cli.contract import (
+    FAILURE,
+    INTERRUPTED,
+    OK,
+    Parser,
+    UsageError,
+    add_common_options,
+    add_engine_options,
+    check_engine,
+    print_json,
+    remark,
+    spread,
+)
 from ssmseq.cli.ecg_data import Recording, add_data_options, read_labelled, recordings
 from ssmseq.cli.tables import PARQUET
 
@@ -69,29 +80,33 @@ class Outcome(NamedTuple):
     message: str | None = None
 
 
-def outcomes(estimator, todo: Sequence[Recording], *, batch: int, quiet: bool) -> Iterator[Outcome]:
+def outcomes(estimator, todo: Sequence[Recording], options) -> Iterator[Outcome]:
     """Yield what the model says of each recording, in batches, so that memory does not grow with their number.
+
+    Of the options, `batch` is the size of one, `engine` and `workers` say where it is done, and `quiet` shows no bar.
 
     Warnings are collected into one at the end: thousands of recordings may have the same fault.
     """
     from tqdm import tqdm
 
-    rest, told = iter(todo), {}
+    told: dict[str, None] = {}
+    chunks = [todo[i : i + options.batch] for i in range(0, len(todo), options.batch)]
+    found = spread(_batch, estimator, chunks, options)
     interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log needs no line for each tenth of one
-    with tqdm(total=len(todo), unit="record", file=sys.stderr, disable=quiet, mininterval=interval) as bar:
-        while chunk := list(islice(rest, batch)):
+    with tqdm(total=len(todo), unit="record", file=sys.stderr, disable=options.quiet, mininterval=interval) as bar:
+        for chunk in chunks:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                found = _batch(estimator, chunk)
+                outcomes_of_chunk = next(found)
             told |= dict.fromkeys(str(warning.message) for warning in seen)
-            yield from found
+            yield from outcomes_of_chunk
             bar.update(len(chunk))
     if told:
         more = f" (and {len(told) - 3} more warnings)" if len(told) > 3 else ""
         warnings.warn("; ".join(list(told)[:3]) + more, stacklevel=2)
 
 
-def _batch(estimator, chunk: list[Recording]) -> list[Outcome]:
+def _batch(estimator, chunk: Sequence[Recording]) -> list[Outcome]:
     read, failed = {}, {}
     for i, recording in enumerate(chunk):
         try:
@@ -133,8 +148,10 @@ def _predict(argv: list[str]) -> int:
         "columns (default: the model's)",
     )
     parser.add_argument("--batch", metavar="N", type=int, default=32, help="recordings in memory at once (default: 32)")
+    add_engine_options(parser, workers="one for each GPU, or else for each core")
     add_common_options(parser)
     options = parser.parse_args(argv)
+    check_engine(options, parser.prog)
     if options.batch < 1:
         parser.error(f"--batch must be at least 1, got {options.batch}")
     suffix = Path(options.output).suffix if options.output else ".csv"
@@ -176,7 +193,7 @@ def _write_predictions(estimator, todo: list[Recording], options, suffix: str) -
         if streamed:
             table.writeheader()
         try:
-            for outcome in outcomes(estimator, todo, batch=options.batch, quiet=options.quiet):
+            for outcome in outcomes(estimator, todo, options):
                 n_done, n_failed = n_done + 1, n_failed + (outcome.reason is not None)
                 if streamed:
                     table.writerow(_flat_row(estimator, outcome))

@@ -37,6 +37,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--level", metavar="PERCENT", type=float, default=95.0, help="of the intervals (default: 95)")
     parser.add_argument("--batch", metavar="N", type=int, default=32, help="recordings scored at once (default: 32)")
     add_common_options(parser)
+    parser.set_defaults(engine="process")  # the recordings are in memory here
     options = parser.parse_args(argv)
     for name in ("resamples", "batch"):
         if getattr(options, name) < 1:
@@ -63,7 +64,7 @@ def evaluate(estimator, data: Labelled, options) -> dict[str, Any]:
     truth = encode_targets(data.targets(exclusive=estimator.exclusive_), estimator.classes_, estimator.exclusive_)
     names = [str(record.record_id or i) for i, record in enumerate(data.records)]
     todo = [Recording(name, partial(data.records.__getitem__, i)) for i, name in enumerate(names)]
-    found = list(ecg.outcomes(estimator, todo, batch=options.batch, quiet=options.quiet))
+    found = list(ecg.outcomes(estimator, todo, options))
     failures = [o for o in found if o.probabilities is None]
     kept = [i for i, o in enumerate(found) if o.probabilities is not None]
     if not kept:

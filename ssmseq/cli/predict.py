@@ -1,7 +1,22 @@
 """`ssmseq predict`: forecast with a saved model."""
 
-from ssmseq.cli.contract import OK, Parser, add_common_options, print_json, remark
+import copy
+import sys
+from typing import Any
+
+from ssmseq.cli.contract import (
+    OK,
+    Parser,
+    add_common_options,
+    add_engine_options,
+    check_engine,
+    print_json,
+    remark,
+    spread,
+)
 from ssmseq.cli.tables import read_table, with_time_column, write_table
+
+SERIES_AT_ONCE = 64  # that a worker of Ray forecasts together
 
 
 def run(argv: list[str]) -> int:
@@ -24,12 +39,16 @@ def run(argv: list[str]) -> int:
         "--level", metavar="PERCENT", type=int, nargs="+", default=[], help="add prediction intervals, such as 80 95"
     )
     parser.add_argument("--quantiles", action="store_true", help="add the quantiles that the model was trained for")
+    add_engine_options(parser, workers="one for each GPU, or else for each core")
     add_common_options(parser)
     options = parser.parse_args(argv)
+    check_engine(options, parser.prog)
 
     import ssmseq
 
     estimator = ssmseq.load(options.folder)
+    if options.engine == "ray":
+        _fan_out_series(estimator, options)
     columns = (estimator.time_col, estimator.layout_.id_name)
     history, future = (
         None if path is None else read_table(path, *columns, quiet=options.quiet)
@@ -46,6 +65,35 @@ def run(argv: list[str]) -> int:
     elif options.output is None:
         write_table(forecast, None)
     return OK
+
+
+def _fan_out_series(estimator, options) -> None:
+    """Let the workers of Ray do what `predict` asks of the model, some series at a time; all else stays here."""
+    if not estimator.layout_.is_long:
+        raise ValueError(
+            f"--engine ray shares the series of a long table out, and {options.folder} forecasts the columns of a wide "
+            "one together: leave --engine out, or fit a model on a table with a column of ids"
+        )
+    whole = copy.copy(estimator)
+
+    def forecast_series(series: list, known: list, columns: tuple, levels: tuple):
+        import numpy as np
+        from tqdm import tqdm
+
+        parts = [slice(i, i + SERIES_AT_ONCE) for i in range(0, len(series), SERIES_AT_ONCE)]
+        pieces = [(series[part], known[part], columns, levels) for part in parts]
+        found = []
+        with tqdm(total=len(series), unit="series", file=sys.stderr, disable=options.quiet) as bar:
+            for forecasts in spread(_forecast_some, whole, pieces, options):
+                found.append(forecasts)
+                bar.update(len(forecasts))
+        return np.concatenate(found)
+
+    estimator._forecast_series = forecast_series
+
+
+def _forecast_some(estimator, piece: tuple) -> Any:
+    return estimator._forecast_series(*piece)
 
 
 def _print_document(options, estimator, forecast) -> None:

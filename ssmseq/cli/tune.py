@@ -1,6 +1,7 @@
 """`ssmseq tune`: search the settings of an estimator with Optuna, on one machine or many."""
 
 import argparse
+import contextlib
 import math
 import re
 import sys
@@ -14,6 +15,8 @@ from ssmseq.cli.contract import (
     Parser,
     UsageError,
     add_common_options,
+    add_engine_options,
+    check_engine,
     print_json,
     remark,
 )
@@ -41,6 +44,11 @@ CONFIG_HELP = (
     "YAML file with `space:` (an entry replaces that of the default space, null removes it) and `fixed:` (parameters "
     "of the estimator that no trial changes, such as horizon)"
 )
+REFIT_HELP = (
+    "train the best settings on all data and save the model. A network then holds nothing out, so that a forecaster "
+    "has no windows to take prediction intervals from: for those, fit with the printed settings. Ridge regression "
+    "keeps its validation part, and intervals"
+)
 SEQUENCES_HELP = "CSV or Parquet file with the columns sequence and label, and perhaps group, such as the contig"
 
 
@@ -60,6 +68,7 @@ def run(argv: list[str]) -> int:
         sys.stdout.write(space_text(name))
         return OK
     options = parser.parse_args(argv[1:])
+    check_engine(options, parser.prog)
     if options.refit is not None:
         _check_folder(Path(options.refit))
     return _tune(name, options, "ssmseq tune " + _without_passwords(argv))
@@ -90,8 +99,9 @@ def _parser(name: str | None) -> Parser:
         "--heartbeat", metavar="TIME", default="30s", help="time between signs of life of a trial (default: 30s)"
     )
     parser.add_argument("--best", metavar="FILE", help="write the best settings here as well")
-    parser.add_argument("--refit", metavar="FOLDER", help="train the best settings on all data and save the model")
+    parser.add_argument("--refit", metavar="FOLDER", help=REFIT_HELP)
     parser.add_argument("--report", metavar="FILE", help="write an HTML page of the study")
+    add_engine_options(parser, workers="one for each GPU, or else for each machine")
     add_common_options(parser)
     return parser
 
@@ -122,13 +132,15 @@ def _tune(name: str, options: argparse.Namespace, command: str) -> int:
         storage = open_storage(url)
     search = {
         "study": options.study,
-        "storage": storage,
+        "storage": url if options.engine == "ray" else storage,
         "n_trials": options.trials,
         "space": options.config,
         "metric": options.metric,
         "max_epochs": options.epochs,
         "seed": options.seed,
         "pruner": options.pruner,
+        "engine": options.engine,
+        "workers": options.workers,
         "about": {"data": _name_of_data(options), "command": command},
         "say": lambda text: remark(text, quiet=options.quiet),
     }
@@ -136,7 +148,8 @@ def _tune(name: str, options: argparse.Namespace, command: str) -> int:
         f"study {options.study} in {_hidden(url)}; to watch it: optuna-dashboard {_hidden(url)}", quiet=options.quiet
     )
     try:
-        study = tune(name, X, y, **search, **times, **data)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, which is for data
+            study = tune(name, X, y, **search, **times, **data)
     except KeyboardInterrupt:
         _say_where_it_stands(options, storage)
         return INTERRUPTED

@@ -22,7 +22,7 @@ from ssmseq.dna.mutagenesis import mutate_decision
 TUNING = ("full", "lora", "head")
 
 
-class _FineTuned(SequenceEstimator):
+class _FineTuned(serving.ServedHead, SequenceEstimator):
     """What both do; the subclasses make targets, losses and answers."""
 
     classes_: np.ndarray
@@ -259,9 +259,6 @@ class _FineTuned(SequenceEstimator):
 
     def _loss(self, targets: np.ndarray):
         raise TypeError(f"{type(self).__name__} has no loss")
-
-    def _serving_graph(self):
-        return serving.head_graph(self)
 
     def _export_state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         return state.export_fine_tuned(self)

@@ -51,7 +51,7 @@ class SequenceHead(nn.Module):
         first = int(self.causal)  # behind the token that a causal network reads first
         if self.pooling in ("last", "class"):
             place = lengths + first - int(self.pooling == "last")
-            return hidden[torch.arange(len(hidden), device=hidden.device), place]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
         places = torch.arange(hidden.shape[1], device=hidden.device)
         chosen = ((places >= first) & (places < first + lengths[:, None])).unsqueeze(-1)
         if self.pooling == "max":

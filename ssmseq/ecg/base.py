@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from ssmseq.base import SequenceEstimator
-from ssmseq.ecg import fitting, preparing, scoring, state
+from ssmseq.ecg import fitting, preparing, scoring, serving, state
 from ssmseq.ecg.inputs import encode_targets, read_metadata, read_recordings
 from ssmseq.ecg.network import ECGMambaNetwork
 from ssmseq.ecg.thresholds import apply_thresholds
@@ -134,6 +134,9 @@ class BaseECGClassifier(ClassifierMixin, SequenceEstimator):
     def _device(self) -> torch.device:
         gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
+
+    def _serving_graph(self):
+        return serving.serving_graph(self)
 
     def _export_state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         return state.export_state(self)

@@ -229,7 +229,7 @@ class ECGMambaNetwork(nn.Module):
         tokens = self.stem(x)
         if self.class_token is not None:
             middle = tokens.shape[1] // 2
-            token = self.class_token.expand(len(tokens), -1, -1).to(tokens.dtype)
+            token = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
             tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], 1)
         if self.positions is not None:
             tokens = tokens + self.positions

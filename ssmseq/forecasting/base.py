@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ssmseq.base import SequenceEstimator, check_choice, check_number, draw_seed
-from ssmseq.forecasting import scoring, state
+from ssmseq.forecasting import scoring, serving, state
 from ssmseq.forecasting.covariates import CALENDAR, fitting_features, future_rows
 from ssmseq.forecasting.frames import FrameLayout, Roles, Series, read_frame, write_frame
 from ssmseq.forecasting.intervals import check_levels
@@ -377,6 +377,9 @@ class BaseForecaster(SequenceEstimator):
             self.feature_names_in_ = np.array(columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+
+    def _serving_graph(self):
+        return serving.serving_graph(self)
 
     def _export_state(self) -> tuple[dict, dict[str, Tensor]]:
         self._check_fitted_sizes()

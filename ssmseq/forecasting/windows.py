@@ -1,6 +1,6 @@
 """Sliding windows over series, gathered a batch at a time from a view: no copy per window, no Python per window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -130,15 +130,21 @@ def network_inputs(
     return inputs
 
 
-def fill_gaps(x: Tensor, missing: Tensor) -> Tensor:
+def running_maximum(x: Tensor) -> Tensor:
+    """Return the largest value so far along the last axis."""
+    return x.cummax(-1).values
+
+
+def fill_gaps(x: Tensor, missing: Tensor, largest: Callable[[Tensor], Tensor] = running_maximum) -> Tensor:
     """Interpolate missing values linearly along the last axis; the ends repeat, and nothing observed becomes 0.
 
-    Only what lies within the window counts, so no value of the horizon leaks into the look-back.
+    Only what lies within the window counts, so no value of the horizon leaks into the look-back. `largest` may replace
+    `running_maximum` where torch's cummax is not to be had.
     """
     length = x.shape[-1]
     at = torch.arange(length, device=x.device).expand(x.shape)
-    before = torch.where(missing, -1, at).cummax(-1).values
-    after = torch.where(missing, length, at).flip(-1).cummin(-1).values.flip(-1)
+    before = largest(torch.where(missing, -1, at))
+    after = -largest(-torch.where(missing, length, at).flip(-1)).flip(-1)
     first = torch.where(before < 0, after, before).clamp(max=length - 1)
     last = torch.where(after == length, before, after).clamp(min=0)
     known = torch.where(missing, 0.0, x)

@@ -61,16 +61,21 @@ def epochs_spared(trials: list[FrozenTrial]) -> dict[str, Any]:
 
 
 class Standing:
-    """Makes the lines of progress of one worker."""
+    """Makes the lines of progress of one worker, or of a process that watches a known number of them."""
 
-    def __init__(self, study: optuna.Study, n_trials: int, deadline: float | None = None):
-        self.study, self.n_trials, self.deadline = study, n_trials, deadline
+    def __init__(
+        self, study: optuna.Study, n_trials: int, deadline: float | None = None, *, workers: int | None = None
+    ):
+        self.study, self.n_trials, self.deadline, self.workers = study, n_trials, deadline, workers
+
+    def finished(self) -> int:
+        """Return how many trials have ended for good."""
+        return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)[: self.n_trials])
 
     def line(self) -> str:
         """Return one line: trials by their end, the best against the baselines, and the time left."""
         trials = self.study.get_trials(deepcopy=False)[: self.n_trials]
-        found = counts(trials)
-        finished = found["done"] + found["pruned"] + found["failed"]
+        found, finished = counts(trials), self.finished()
         parts = [f"{finished}/{self.n_trials} trials: " + ", ".join(f"{n} {name}" for name, n in found.items())]
         parts.append(describe_best(self.study, trials))
         left = self._seconds_left(trials, self.n_trials - finished)
@@ -83,7 +88,7 @@ class Standing:
         if not n_left or not seconds:
             return None
         # The worker that asks has just ended a trial, and is not among those running.
-        workers = min(counts(trials)["running"] + 1, n_left)
+        workers = min(self.workers or counts(trials)["running"] + 1, n_left)
         left = sum(seconds) / len(seconds) * n_left / workers
         return left if self.deadline is None else min(left, max(self.deadline - time.monotonic(), 0.0))
 

@@ -26,7 +26,7 @@ from ssmseq.tuning.tasks import Task, make_task
 from ssmseq.tuning.trials import Silence, Worker
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "halving": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    "halving": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=4),
     "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     "none": NopPruner,
 }
@@ -51,6 +51,8 @@ def tune(
     seed: int = 0,
     pruner: str = "halving",
     heartbeat: float = HEARTBEAT,
+    engine: str = "process",
+    workers: int | None = None,
     about: Mapping[str, str] | None = None,
     say: Callable[[str], None] | None = None,
     **data,
@@ -86,9 +88,16 @@ def tune(
     seed : int
         Of the proposals, and the `random_state` of every trial.
     pruner : {"halving", "median", "none"}
-        Successive halving keeps the best third after 1, 3, 9, ... epochs; "median" stops what is worse than the median.
+        Successive halving keeps the best quarter after 2, 8, 32, ... epochs; "median" stops what is worse than the
+        median.
     heartbeat : float
         Seconds between signs of life. A trial whose worker gives none for four of them is taken up by another one.
+    engine : {"process", "ray"}
+        Where the trials are made: in this process, or by workers of the Ray cluster that `ray.init` finds. They open
+        `storage` by its address, and read the files that `X` names: a cluster of several machines needs a server, or a
+        journal on a disk that they share.
+    workers : int, optional
+        Of Ray; by default one for each GPU, or else for each machine.
     about : dict of str to str, optional
         Kept with the study, such as the command or the name of the data.
     say : callable, optional
@@ -107,7 +116,9 @@ def tune(
     ValueError
         If an argument or the data cannot be used, or the study was made with others; the message names what differs.
     ImportError
-        If the driver of the storage is not installed.
+        If the driver of the storage, or Ray for its engine, is not installed.
+    OSError
+        If workers of Ray are lost again and again.
     KeyboardInterrupt
         If interrupted; the trial in progress waits to be taken up again.
 
@@ -131,13 +142,26 @@ def tune(
     check_number("seed", seed, minimum=0, integer=True)
     check_number("heartbeat", heartbeat, above=0)
     check_choice("pruner", pruner, tuple(PRUNERS))
+    check_choice("engine", engine, ("process", "ray"))
+    if engine == "ray" and not isinstance(storage, str):
+        raise ValueError(
+            "engine='ray' needs the address of a storage that its workers can open too, such as 'sqlite:///study.db' "
+            f"on one machine; got storage={storage!r}"
+        )
+    if engine != "ray" and workers is not None:
+        raise ValueError(f"workers={workers!r} is for engine='ray': leave it out")
     if timeout is not None:
         check_number("timeout", timeout, above=0)
     chosen = choose_space(estimator, space, max_epochs=max_epochs, seed=seed)
     task = make_task(name_of(estimator), chosen.fixed, metric, X, y, **data)
-    place = InMemoryStorage() if storage is None else open_storage(storage) if isinstance(storage, str) else storage
     limits = {"n_trials": n_trials, "timeout": timeout, "heartbeat": heartbeat}
-    return search(task, chosen, place, study=study, seed=seed, pruner=pruner, about=about, say=say, **limits)
+    options = {"study": study, "seed": seed, "pruner": pruner, "about": about, "say": say, **limits}
+    if engine == "ray" and isinstance(storage, str):
+        from ssmseq.tuning.cluster import search_on_ray
+
+        return search_on_ray(task, chosen, storage, workers=workers, **options)
+    place = InMemoryStorage() if storage is None else open_storage(storage) if isinstance(storage, str) else storage
+    return search(task, chosen, place, **options)
 
 
 def search(
@@ -156,7 +180,7 @@ def search(
 ) -> optuna.Study:
     """Take part in a study of a task until it has all its trials; arguments, results and errors as of `tune`."""
     with quiet_optuna():
-        found = _open_study(study, storage, task, space, about or {}, say)
+        found = open_study(study, storage, task, space, about or {}, say)
         found.pruner = PRUNERS[pruner]()
         deadline = None if timeout is None else time.monotonic() + timeout
         _work(Worker(task, space, found, storage, heartbeat), n_trials, seed, deadline, say)
@@ -215,7 +239,7 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
-def _open_study(name: str, storage: BaseStorage, task: Task, space: Space, about: Mapping[str, str], say):
+def open_study(name: str, storage: BaseStorage, task: Task, space: Space, about: Mapping[str, str], say):
     """Open or make the study; refuse one that was made for something else."""
     from ssmseq import __version__
 
