@@ -166,7 +166,7 @@ def test_trials_are_pruned_by_their_curves(networks):
     for trial in pruned:
         steps = sorted(trial.intermediate_values)
         assert steps == list(range(1, steps[-1] + 1))
-        assert steps[-1] == 2  # the first rung of successive halving by quarters
+        assert steps[-1] == 2  # the first rung of successive halving by sixths
         assert trial.user_attrs["epochs"] == len(steps) < 4
         earlier = [t.intermediate_values[steps[-1]] for t in study.trials[: trial.number] if t.last_step >= steps[-1]]
         assert trial.intermediate_values[steps[-1]] > min(earlier)

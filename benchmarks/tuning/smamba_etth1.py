@@ -5,7 +5,8 @@
 The search sees training and validation part alone, and compares trials on all windows of the latter. Afterwards the
 estimator's own settings and those of the best trial are fitted with three seeds each, stopped on the validation part,
 and measured on all test windows. Cut short and run again, it goes on: the study is in --storage, and fits that have a
-row in --out are not repeated. The last row is the summary.
+row in --out are not repeated. The last row is the summary. Two copies at a time share the trials; start the second one
+with --search-only.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10, help="of a trial and of the final fits, at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final fits")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--search-only", action="store_true", help="make trials, and leave the final fits to another")
     parser.add_argument("--storage", default="sqlite:///smamba_etth1.db")
     parser.add_argument("--out", type=Path, default=RESULTS / "tuning_smamba_etth1.jsonl")
     return parser.parse_args()
@@ -94,16 +96,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = load("ETTh1")
     study = search(data, options)
+    if options.search_only:
+        return
     trials = study.get_trials(deepcopy=False)[: options.trials]
     tuned = {k: v for k, v in best_settings(study).items() if k not in ("random_state", "validation_fraction")}
     rows = fits(data, {"default": {**SIZE, "max_epochs": options.epochs}, "tuned": tuned}, options)
     means = {
         name: float(np.mean([r["test_mse"] for r in rows if r["settings"] == name])) for name in ("default", "tuned")
     }
+    started = [t.datetime_start for t in trials if t.datetime_start is not None]
+    ended = [t.datetime_complete for t in trials if t.datetime_complete is not None]
     summary = {
         "settings": "summary",
         "trials": counts(trials),
-        "search_minutes": round(sum(t.user_attrs.get("seconds", 0) for t in trials) / 60, 1),
+        "minutes_of_trials": round(sum(t.user_attrs.get("seconds", 0) for t in trials) / 60, 1),
+        "minutes_on_the_clock": round((max(ended) - min(started)).total_seconds() / 60, 1),
+        "workers": len({t.user_attrs["alive"]["worker"] for t in trials if "alive" in t.user_attrs}),
         "epochs": epochs_spared(trials),
         "best_validation_mse": study.best_value,
         "first_trial_validation_mse": trials[0].value,

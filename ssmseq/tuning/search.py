@@ -26,7 +26,7 @@ from ssmseq.tuning.tasks import Task, make_task
 from ssmseq.tuning.trials import Silence, Worker
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "halving": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=4),
+    "halving": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=6),
     "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     "none": NopPruner,
 }
@@ -88,7 +88,7 @@ def tune(
     seed : int
         Of the proposals, and the `random_state` of every trial.
     pruner : {"halving", "median", "none"}
-        Successive halving keeps the best quarter after 2, 8, 32, ... epochs; "median" stops what is worse than the
+        Successive halving keeps the best sixth after 2, 12, 72, ... epochs; "median" stops what is worse than the
         median.
     heartbeat : float
         Seconds between signs of life. A trial whose worker gives none for four of them is taken up by another one.
