@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ecg_cases import record
 from export_cases import CASES, covariates, fitted, run_alone, signals, waves
 from sklearn.exceptions import NotFittedError
 
@@ -17,6 +18,8 @@ import ssmseq
 from ssmseq import export as module
 from ssmseq.cli import main
 from ssmseq.dna.alphabet import BOS, MASK, PAD, encode
+from ssmseq.ecg.calibration import LabelCalibrator
+from ssmseq.ecg.serving import _calibrated
 from ssmseq.forecasting.covariates import CALENDAR, calendar_features
 from ssmseq.forecasting.serving import CALENDAR_FORMULAS
 from ssmseq_kernels import ops
@@ -139,9 +142,23 @@ def test_probabilities_are_those_of_predict_proba(name):
         np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
 
 
-def test_age_and_sex():
-    from ecg_cases import record
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"slope": -1.5, "intercept": 0.3},
+        {"temperature": 2.5},
+        {"x": [0.3, 0.5, 0.6], "y": [0.1, 0.2, 0.9]},
+        {"x": [0.4], "y": [0.7]},
+    ],
+)
+def test_calibrations(parameters):
+    logits = np.linspace(-3, 3, 41)[:, None]
+    expected = LabelCalibrator.from_parameters([parameters], from_logits=True).predict(logits)
+    np.testing.assert_allclose(_calibrated(torch.from_numpy(logits[:, 0]), parameters), expected[:, 0], rtol=1e-12)
 
+
+def test_age_and_sex():
     records = [record(60, seed=i, leads=("I", "II"), age=20.0 + i, sex="F" if i % 3 else "M") for i in range(8)]
     est = ssmseq.ECGMambaClassifier(metadata=True, max_epochs=1, d_model=4, n_layers=1, random_state=0)
     est.fit(records, np.tile([[0, 1], [1, 0]], (4, 1)))
@@ -226,7 +243,7 @@ def test_a_program_runs_without_this_library(tmp_path):
     path.write_text("of an earlier export")
     est.export(path)
     found, metadata, _ = run_alone(path, {"history": waves().to_numpy(np.float32)[None, -7:]}, tmp_path)
-    np.testing.assert_allclose(found[0], est.predict(waves()), rtol=1e-5)
+    np.testing.assert_allclose(found[0], est.predict(waves()), rtol=1e-5, atol=1e-5)
     assert metadata["estimator"] == "SMambaForecaster"
     assert metadata["outputs"]["forecast"]["shape"] == ["batch", 3, 3]
     assert metadata["variates"] == ["a", "b", "c"]

@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -86,6 +88,74 @@ def test_errors_are_those_of_the_function_and_leave_no_worker(cluster):
     while cluster.available_resources().get("CPU") != 2 and time.monotonic() < until:
         time.sleep(0.2)
     assert cluster.available_resources()["CPU"] == 2
+
+
+class AnyFirst:
+    """In place of Ray: of what was begun any may end first, and two workers die at each of the pieces in `deadly`."""
+
+    exceptions = SimpleNamespace(RayError=ArithmeticError)
+
+    def __init__(self, deadly=(), slow=None):
+        self.losses, self.hired, self.begun = dict.fromkeys(deadly, 2), 0, []
+        self.chance, self.slow, self.waits_for = random.Random(0), slow, None
+
+    def hire(self):
+        self.hired += 1
+        return SimpleNamespace(
+            start=SimpleNamespace(remote=lambda: lambda: None), perform=SimpleNamespace(remote=self._perform)
+        )
+
+    def _perform(self, piece):
+        self.begun.append(piece)
+
+        def end():
+            self.losses[piece] = self.losses.get(piece, 0) - 1
+            if self.losses[piece] >= 0:
+                raise ArithmeticError("killed")
+            return piece * 2, None, []
+
+        if piece == self.slow:
+            self.waits_for = end
+        return end
+
+    def wait(self, references, num_returns):
+        chosen = self.chance.choice([r for r in references if r is not self.waits_for] or references)
+        return [chosen], [r for r in references if r is not chosen]
+
+    def get(self, reference):
+        return reference()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+def test_results_come_in_the_order_of_the_pieces(n_workers):
+    ray = AnyFirst(deadly=[0, 5, 39])
+    found, ahead = [], []
+    for result in fanout._in_order(ray, ray.hire, range(40), n_workers):
+        found.append(result)
+        ahead.append(max(ray.begun) - len(found) + 1)
+    assert found == [2 * piece for piece in range(40)]
+    assert sorted(ray.begun) == sorted([*range(40), *[0, 5, 39] * 2])
+    assert ray.hired == n_workers + 6
+    assert n_workers - 1 <= max(ahead) <= 8 * n_workers
+
+
+def test_a_slow_piece_holds_the_others_up_at_last():
+    """Or else the results of all of them would wait for it in memory."""
+    ray = AnyFirst(slow=1)
+    found = fanout._in_order(ray, ray.hire, range(99), 2)
+    assert [next(found), next(found)] == [0, 2]
+    assert sorted(ray.begun) == list(range(1 + 8 * 2))
+    assert list(found) == [2 * piece for piece in range(2, 99)]
+
+
+def test_what_dies_a_fourth_time_is_given_up():
+    ray = AnyFirst(deadly=[3])
+    ray.losses[3] = 4
+    found = fanout._in_order(ray, ray.hire, range(9), 1)
+    assert [next(found) for _ in range(3)] == [0, 2, 4]
+    with pytest.raises(OSError, match="4 workers of the Ray cluster died at piece 4 of the work; .* Ray says: killed"):
+        next(found)
+    assert ray.begun.count(3) == 4
 
 
 @pytest.mark.slow
