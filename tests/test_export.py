@@ -242,7 +242,9 @@ def test_a_program_runs_without_this_library(tmp_path):
     est, path = fitted("double"), tmp_path / "model.pt2"
     path.write_text("of an earlier export")
     est.export(path)
-    found, metadata, _ = run_alone(path, {"history": waves().to_numpy(np.float32)[None, -7:]}, tmp_path)
+    inputs = {"history": waves().to_numpy(np.float32)[None, -7:]}
+    inputs["calendar"] = calendar_features(waves().index[-7:], est.calendar_)[None].astype(np.float32)
+    found, metadata, _ = run_alone(path, inputs, tmp_path)
     np.testing.assert_allclose(found[0], est.predict(waves()), rtol=1e-5, atol=1e-5)
     assert metadata["estimator"] == "SMambaForecaster"
     assert metadata["outputs"]["forecast"]["shape"] == ["batch", 3, 3]

@@ -1,7 +1,9 @@
 """The programs on the page about serving run as they stand there."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -52,13 +54,13 @@ def test_server(tmp_path):
         port = free.getsockname()[1]
     log = (tmp_path / "log").open("w")
     words = [sys.executable, "serve.py", "model", str(port)]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log)
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     try:
         frame = waves()[:20]
         history = json.loads(frame.reset_index().to_json(orient="records", date_format="iso"))
         found = pd.DataFrame(answer(process, port, {"history": history})["forecast"])
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # the server's workers too, which outlive it otherwise
         process.wait(timeout=60)
         log.close()
     expected = est.predict(frame)
