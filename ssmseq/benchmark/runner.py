@@ -279,21 +279,16 @@ def _on_ray(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[t
     A lost worker or node costs its task two more attempts before it counts as failed. `jobs` is ignored: the cluster's
     cores and GPUs decide how many run at a time.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError
-    except ImportError as error:
-        raise ImportError('engine="ray" needs Ray: pip install "ssmseq[ray]"') from error
+    from ssmseq.fanout import connected
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, configure_logging=False)
     gpus = 1 if device == "gpu" else 0
-    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_in_process)
-    waiting = {task.remote(run, threads, device): run for run in runs}
-    while waiting:
-        (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
-        run = waiting.pop(ended)
-        try:
-            yield run, ray.get(ended)
-        except RayError as error:
-            yield run, failed_row(run, f"Ray: {' '.join(str(error).split())[:300]}", 0.0)
+    with connected() as ray:
+        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(run_in_process)
+        waiting = {task.remote(run, threads, device): run for run in runs}
+        while waiting:
+            (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ended)
+            try:
+                yield run, ray.get(ended)
+            except ray.exceptions.RayError as error:
+                yield run, failed_row(run, f"Ray: {' '.join(str(error).split())[:300]}", 0.0)
