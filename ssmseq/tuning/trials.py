@@ -151,8 +151,8 @@ class _Watch:
         frozen = self.trial.storage.get_trial(self.trial._trial_id)
         self.reported = set(frozen.intermediate_values)  # by a worker that had the trial before
 
-    def epoch_ended(self, epoch: int, loss: float) -> None:
-        """Report a loss; raise TrialPruned if others had lower ones by then."""
+    def epoch_ended(self, epoch: int, loss: float, *, last: bool = False) -> None:
+        """Report a loss; raise TrialPruned if others had lower ones by then, unless there is nothing left to spare."""
         if self.beat.is_lost():
             raise _LostError
         if not math.isfinite(loss):
@@ -160,7 +160,7 @@ class _Watch:
         self.losses[epoch] = loss
         if epoch not in self.reported:
             self.trial.report(self.sign * loss, epoch)
-        if self.trial.should_prune():
+        if not last and self.trial.should_prune():
             raise optuna.TrialPruned
 
 
@@ -173,7 +173,8 @@ def _callback(watch: _Watch):
         def on_train_epoch_end(self, trainer, pl_module):
             found = trainer.callback_metrics.get("valid_loss")
             if found is not None:
-                watch.epoch_ended(trainer.current_epoch + 1, float(found))
+                epoch = trainer.current_epoch + 1
+                watch.epoch_ended(epoch, float(found), last=epoch == trainer.max_epochs)
 
         def on_exception(self, trainer, pl_module, exception):
             watch.interrupted = isinstance(exception, KeyboardInterrupt)
