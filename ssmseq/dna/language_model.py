@@ -11,10 +11,10 @@ STATES = {"mamba": 16, "mamba2": 64, "hybrid": 64}  # of a channel, or of a head
 
 
 class DNALanguageModel(BaseDNAModel):
-    """Language model of single nucleotides with Mamba, Mamba-2 or a hybrid of Mamba-2 and attention [1]_, [2]_, [3]_.
+    """Language model of single nucleotides with Mamba, Mamba-2 or a hybrid of Mamba-2 and attention.
 
-    A causal model gives each base a probability from the bases before it, so that it scores, generates and streams. A
-    bidirectional one gives it from both sides of a mask.
+    A causal model [1]_ gives each base a probability from the bases before it, so that it scores, generates and
+    streams. A bidirectional one [2]_ gives it from both sides of a mask. The hybrid is that of [3]_.
 
     Parameters
     ----------

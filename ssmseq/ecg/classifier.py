@@ -25,11 +25,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ECGMambaClassifier(BaseECGClassifier):
-    """Multilabel classifier of electrocardiograms with a bidirectional Mamba encoder [1]_, [2]_.
+    """Multilabel classifier of electrocardiograms with a bidirectional Mamba encoder.
 
-    A convolutional stem makes tokens of the samples of all leads, an encoder reads them from both ends, and a linear
-    head turns their pool into one logit for each label: of a sigmoid, or of a softmax where y holds one class for each
-    recording. Long recordings are cut into windows, whose logits are aggregated.
+    A convolutional stem makes tokens of the samples of all leads, an encoder [1]_, [2]_ reads them from both ends, and
+    a linear head turns their pool into one logit for each label: of a sigmoid, or of a softmax where y holds one class
+    for each recording. Long recordings are cut into windows, whose logits are aggregated.
 
     Not a medical device: its output is for research, not for decisions about patients.
 

@@ -173,9 +173,9 @@ def read_ptbxl(
     progress: bool = False,
     dtype: str = "float32",
 ) -> "Bunch":
-    """Read PTB-XL [1]_ with the labels of its benchmark [2]_.
+    """Read PTB-XL with the labels of its benchmark.
 
-    Every statement of a recording counts, whatever its likelihood, also 0.
+    Every statement of a recording counts [1]_, [2]_, whatever its likelihood, also 0.
 
     Parameters
     ----------
@@ -254,9 +254,9 @@ def read_ptbxl(
 
 
 def read_cinc2017(folder, *, dtype: str = "float32", progress: bool = False) -> "Bunch":
-    """Read the single-lead recordings of the PhysioNet/CinC challenge 2017 [1]_.
+    """Read the single-lead recordings of the PhysioNet/CinC challenge 2017.
 
-    Two layouts are understood. The original is a folder of ``.hea`` and ``.mat`` files at 300 Hz with
+    Two layouts are understood. The original [1]_ is a folder of ``.hea`` and ``.mat`` files at 300 Hz with
     REFERENCE-v3.csv or REFERENCE.csv. The packed copy is one file, cinc2017_100hz.npz: all recordings resampled to
     100 Hz, 1000 units per mV, 16 bits. It stores the difference of each sample from the one before it, running through
     all recordings, modulo 65536 and as two arrays of bytes, `delta_lo` and `delta_hi`; `offsets` (n + 1,) says where

@@ -26,12 +26,13 @@ RELEASED: dict[str, dict[str, Any]] = {  # the scripts of the authors' repositor
 
 
 class KarmaForecaster(BaseForecaster):
-    r"""Multivariate long-term forecaster that splits trend from season and tokens into frequencies (KARMA [1]_).
+    r"""Multivariate long-term forecaster that splits trend from season and tokens into frequencies (KARMA).
 
     Every variate's last `lookback` values become one token. A wavelet transform splits the channels of each token into
     a low and a high band; every layer holds a Mamba for each band and a pair that reads the tokens from both ends; the
     inverse transform joins them. A trend, where one is split off, has a token and a Mamba of its own, and is added
-    before the last linear map. The defaults are those of the released code for the hourly ETT sets.
+    before the last linear map. The defaults are those of the released code [1]_ for the hourly
+    ETT sets.
 
     Parameters
     ----------

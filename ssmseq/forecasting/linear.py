@@ -31,11 +31,11 @@ class LinearNetwork(nn.Module):
 
 
 class LinearForecaster(BaseForecaster):
-    """One linear map from look-back to horizon, shared by all variates and trained by gradient descent (RLinear [1]_).
+    """One linear map from look-back to horizon, shared by all variates and trained by gradient descent (RLinear).
 
     Every window of every variate is brought to mean 0 and standard deviation 1, then scaled and shifted by two learned
     numbers of its variate; the forecast goes the same way back (reversible instance normalisation [2]_). With the
-    squared error, `RidgeForecaster` solves nearly the same problem without training; this one takes other losses.
+    squared error, `RidgeForecaster` solves nearly the same problem without training; this one [1]_ takes other losses.
 
     Parameters
     ----------

@@ -122,11 +122,11 @@ class SMambaNetwork(nn.Module):
 
 
 class SMambaForecaster(BaseForecaster):
-    """Multivariate long-term forecaster with variate tokens and bidirectional Mamba (S-Mamba [1]_).
+    """Multivariate long-term forecaster with variate tokens and bidirectional Mamba (S-Mamba).
 
     Every variate's last `lookback` values become one token through a shared linear map; encoder layers of bidirectional
     Mamba and feed-forward nets mix the tokens; a linear map turns each token into `horizon` values. Cost grows linearly
-    with the number of variates. The defaults are the paper's for the hourly ETT sets.
+    with the number of variates. The defaults are the paper's [1]_ for the hourly ETT sets.
 
     Parameters
     ----------

@@ -10,13 +10,13 @@ from ssmseq.forecasting.tsm2_network import TSM2Network
 
 
 class TSM2Forecaster(BaseForecaster):
-    """Multivariate forecaster that scans along time and across variates in turn (TSM2 [1]_, without published code).
+    """Multivariate forecaster that scans along time and across variates in turn (TSM2, without published code).
 
     Every variate's look-back is cut into overlapping patches. Each layer runs Mamba along the patches of a variate and
     bidirectional Mamba across the variates of a patch, each on a learned average of all earlier outputs; a linear map
     turns the patches of a variate into `horizon` values. Cost grows linearly with variates and with patches, of which
-    S-Mamba has one: a larger `stride` is the way to a faster model. The defaults are ours, as the authors published no
-    code. The scan across variates makes the result depend on the order of the columns.
+    S-Mamba has one: a larger `stride` is the way to a faster model. The defaults are ours: the authors [1]_ published
+    no code. The scan across variates makes the result depend on the order of the columns.
 
     Parameters
     ----------
