@@ -104,20 +104,22 @@ def _kept_bytes(network: nn.Module, inputs: Inputs, mixed: bool, limit: float) -
     buffers = {name: b.clone() for name, b in network.named_buffers()}  # the pass may write into them
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *buffers.values())}
     kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # until the pass has ended, so that no other storage can take their addresses
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
         if sum(kept.values()) > limit:
             raise _LimitReached
-        return tensor  # alive until the pass has ended: no other storage can take its address
+        # Were the tensor itself handed back, one that a node has made would keep that node, and the node it: for ever.
+        alive.append(tensor.detach())
 
     with (
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda _: _),
         contextlib.suppress(_LimitReached),
     ):
         arguments = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})

@@ -1,5 +1,6 @@
 """The memory of a training step, asked for before training: estimates, what is free, and the remedy that is named."""
 
+import gc
 import json
 import os
 import re
@@ -138,6 +139,19 @@ def test_the_measurement_leaves_no_trace():
         assert torch.equal(x, before[name]), name
     assert all(p.grad is None for p in network.parameters())
     assert network.training
+
+
+def test_nothing_of_the_measurement_stays_in_memory():
+    """Nodes of the graph and tensors that they made may keep each other, where no garbage collector sees it."""
+
+    def n_tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    network, window = smamba(), {"past": torch.randn(1, N_VARIATES + 4, 96)}
+    before = n_tensors()
+    assert memory.step_bytes(network, window, device=CPU, precision="32-true")[1] > 1e6
+    assert n_tensors() == before
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
