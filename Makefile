@@ -22,6 +22,7 @@ bench: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_documentation.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html
 
 .venv/installed: $(SOURCES)

@@ -1,6 +1,7 @@
 """Settings of Sphinx. `make docs` builds docs/_build/html; every warning is an error.
 
-The gallery's scripts run while the pages are built; the code blocks of the pages run in tests/test_documentation.py.
+The gallery's scripts run while the pages are built; before that, `make docs` runs the code blocks of the pages, in
+tests/test_documentation.py.
 """
 
 import os
