@@ -17,7 +17,7 @@ from ssmseq.tuning import best_settings, tune, write_report
 from ssmseq.tuning.forecasting import ForecastTask, season_of
 from ssmseq.tuning.progress import Standing, epochs_spared
 from ssmseq.tuning.report import settings_yaml
-from ssmseq.tuning.search import search
+from ssmseq.tuning.search import Halving, search
 from ssmseq.tuning.storage import open_storage
 
 
@@ -166,7 +166,7 @@ def test_trials_are_pruned_by_their_curves(networks):
     for trial in pruned:
         steps = sorted(trial.intermediate_values)
         assert steps == list(range(1, steps[-1] + 1))
-        assert steps[-1] == 2  # the first rung of successive halving by sixths
+        assert steps[-1] == 2  # the first rung of successive halving by tenths
         assert trial.user_attrs["epochs"] == len(steps) < 4
         earlier = [t.intermediate_values[steps[-1]] for t in study.trials[: trial.number] if t.last_step >= steps[-1]]
         assert trial.intermediate_values[steps[-1]] > min(earlier)
@@ -177,6 +177,24 @@ def test_trials_are_pruned_by_their_curves(networks):
             curve = trial.intermediate_values
             assert trial.user_attrs["best_epoch"] == min(curve, key=curve.get)
     assert f"{len(pruned)} pruned" in lines[-1]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_halving_compares_the_best_loss_so_far(direction):
+    study = optuna.create_study(direction=direction, pruner=Halving(min_resource=3, reduction_factor=2))
+    sign = 1 if direction == "minimize" else -1
+
+    def is_cut(*losses):
+        trial = study.ask()
+        for epoch, loss in enumerate(losses, start=1):
+            trial.report(sign * loss, epoch)
+        return trial.should_prune()
+
+    assert not is_cut()  # nothing is known yet
+    assert not is_cut(0.5, 0.4, 0.6)
+    assert not is_cut(0.5, 0.3, 0.9)  # the third loss alone is the worst
+    assert is_cut(0.5, 0.5, 0.5)
+    assert is_cut(0.6, 0.45, 0.41)  # its last loss alone is the lowest
 
 
 def test_best_settings_repeat_the_best_trial(networks):

@@ -6,6 +6,7 @@ on the seed, its number and the trials before it: a study that was stopped goes 
 """
 
 import contextlib
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ssmseq.sampling import mixed_seed
 from ssmseq.tuning.progress import Standing
@@ -25,8 +26,23 @@ from ssmseq.tuning.storage import locked, open_storage
 from ssmseq.tuning.tasks import Task, make_task
 from ssmseq.tuning.trials import Silence, Worker
 
+
+class Halving(SuccessiveHalvingPruner):
+    """Successive halving by the best loss so far: a fit keeps the weights of its best epoch, not those of its last."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial ends here."""
+        curve = trial.intermediate_values
+        if not curve:
+            return False
+        best = min if study.direction == StudyDirection.MINIMIZE else max
+        trial = copy.copy(trial)
+        trial.intermediate_values = {max(curve): best(curve.values())}
+        return super().prune(study, trial)
+
+
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "halving": lambda: SuccessiveHalvingPruner(min_resource=2, reduction_factor=6),
+    "halving": lambda: Halving(min_resource=2, reduction_factor=10),
     "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     "none": NopPruner,
 }
@@ -88,8 +104,8 @@ def tune(
     seed : int
         Of the proposals, and the `random_state` of every trial.
     pruner : {"halving", "median", "none"}
-        Successive halving keeps the best sixth after 2, 12, 72, ... epochs; "median" stops what is worse than the
-        median.
+        Successive halving keeps the best tenth after 2, 20, 200, ... epochs, by the best loss so far; "median" stops
+        what is worse than the median.
     heartbeat : float
         Seconds between signs of life. A trial whose worker gives none for four of them is taken up by another one.
     engine : {"process", "ray"}
