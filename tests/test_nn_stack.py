@@ -194,6 +194,16 @@ def test_attention_equals_its_formula(n_kv_heads, head_dim, bias, causal):
     torch.testing.assert_close(block(x), truth, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 4, 100])
+def test_a_chunk_is_attended_to_in_parts(at_once, monkeypatch):
+    monkeypatch.setattr("ssmseq.nn.attention.QUERIES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    block = attention().double()
+    x = 2 * torch.randn(2, 13, WIDTH, dtype=torch.float64)
+    found, _ = by_chunks(block, x, (4, 9), dict)
+    torch.testing.assert_close(found, written_out_attention(block, x, 6, 2, 4, True), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_packed_attention_equals_separate_sequences(causal):
     torch.manual_seed(0)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from ssmseq.nn.linear import Linear
 
+QUERIES_AT_ONCE = 1024  # of a chunk with a past, whose mask takes a float for each query and key
+
 
 class GroupedQueryAttention(nn.Module):
     """Softmax attention in which groups of query heads share one head of keys and values.
@@ -90,8 +92,14 @@ class GroupedQueryAttention(nn.Module):
             if cache:
                 keys, values = torch.cat([cache["keys"], keys], 2), torch.cat([cache["values"], values], 2)
             cache["keys"], cache["values"] = keys, values
-        mask = self._mask(queries, keys, seq_idx)
-        y = F.scaled_dot_product_attention(
+        if keys.shape[2] == queries.shape[2]:
+            y = self._attend(queries, keys, values, self._mask(seq_idx))
+        else:
+            y = self._continue(queries, keys, values)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(
             queries,
             keys,
             values,
@@ -99,20 +107,25 @@ class GroupedQueryAttention(nn.Module):
             is_causal=self.causal and mask is None and queries.shape[2] > 1,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    def _mask(self, queries: Tensor, keys: Tensor, seq_idx: Tensor | None) -> Tensor | None:
-        """Return which key each query sees; None if all of them, or by the plain causal rule."""
-        length, total = queries.shape[2], keys.shape[2]
-        mask = None
-        if self.causal and (seq_idx is not None or 1 < length < total):
-            # torch's is_causal aligns the first query with the first key; here the last ones are the same token.
-            mask = torch.ones(length, total, dtype=torch.bool, device=keys.device).tril(total - length)
+    def _continue(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from the last tokens of longer sequences, some at a time, each part to what is before its end."""
+        parts, seen = [], keys.shape[2] - queries.shape[2]
+        for part in queries.split(QUERIES_AT_ONCE, 2):
+            seen, length = seen + part.shape[2], part.shape[2]
+            mask = None
+            if length > 1:  # torch's is_causal aligns the first query with the first key; here the last ones are one
+                mask = torch.ones(length, seen, dtype=torch.bool, device=keys.device).tril(seen - length)
+            parts.append(self._attend(part, keys[:, :, :seen], values[:, :, :seen], mask))
+        return torch.cat(parts, 2)
+
+    def _mask(self, seq_idx: Tensor | None) -> Tensor | None:
+        """Return which tokens of packed sequences see each other; None if there is one sequence to a row."""
         if seq_idx is None:
-            return mask
+            return None
         number = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1), (1, 0))  # a number may come back later in the row
         same = (number[:, :, None] == number[:, None, :]).unsqueeze(1)
-        return same if mask is None else same & mask
+        return same.tril() if self.causal else same
 
     def _check(self, x: Tensor, cache: dict[str, Tensor] | None, seq_idx: Tensor | None) -> None:
         if cache is not None and not self.causal:
