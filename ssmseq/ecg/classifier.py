@@ -11,16 +11,25 @@ from ssmseq.base import check_choice
 from ssmseq.ecg.base import BaseECGClassifier
 from ssmseq.ecg.network import ECGMambaNetwork
 
-_LONG = {"d_model": 128, "n_layers": 4, "stem_kernel": 5, "window": 2.5, "stride": 1.25, "dropout": 0.1}
-_TRAINING = {"learning_rate": 1e-3, "max_epochs": 50, "patience": 10, "validation_fraction": 0.1}
+_LONG = {
+    "d_model": 128,
+    "n_layers": 4,
+    "stem_kernel": 15,
+    "stem_stride": 4,
+    "window": 2.5,
+    "stride": 1.25,
+    "dropout": 0.1,
+}
+_TRAINING = {"learning_rate": 1e-3, "batch_size": 16, "max_epochs": 30, "patience": None, "validation_fraction": 0.1}
+_AUGMENT = {"augment": ["time_shift", "lead_dropout", "noise", "baseline_wander"]}
 PRESETS: dict[str, dict[str, Any]] = {
     "vim": {"encoder": "vim", "stem": "strided", "d_model": 384, "d_state": 16, "n_layers": 24, "positions": True}
     | {"pooling": "class_token", "drop_path": 0.1, "sampling_rate": 500.0, "window": 16.384, "augment": ["mixup"]}
     | {"optimizer": "adam", "weight_decay": 0.0, "learning_rate": 3e-4, "batch_size": 30, "max_epochs": 60}
     | {"patience": 5, "validation_fraction": 0.1},
-    "dense": {**_LONG, **_TRAINING, "encoder": "vim", "d_state": 16},
-    "hydra": {**_LONG, **_TRAINING, "encoder": "hydra", "d_state": 64},
-    "cnn": {**_LONG, **_TRAINING, "encoder": "cnn", "d_model": 64, "n_layers": 3},
+    "dense": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "vim", "d_state": 16},
+    "hydra": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "hydra", "d_state": 64},
+    "cnn": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "cnn", "d_model": 64, "n_layers": 3},
 }
 
 
@@ -320,8 +329,9 @@ class ECGMambaClassifier(BaseECGClassifier):
         ----------
         preset : {"vim", "dense", "hydra", "cnn"}
             "vim" is the recipe of 1D-CNN-ECG-Mamba: 26 million weights, 16.4 s at 500 Hz. It had Noam's schedule of
-            rates, which is "cosine" here. "dense" reads every sample at 100 Hz in crops of 2.5 s; "hydra" and "cnn" do
-            so with another encoder.
+            rates, which is "cosine" here. "dense" reads crops of 2.5 s at 100 Hz, a token every 40 ms, and sees them
+            shifted, noisy and without some leads; "hydra" and "cnn" do so with another encoder. These three train for
+            all of their epochs, and keep the weights of the best.
         **changes
             Other parameters of the constructor; they win over the preset.
         """
