@@ -109,7 +109,7 @@ def plot(groups: dict[tuple[str, str], list[dict]], path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
         axis.set(xlabel="bases", ylabel=label)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(path, dpi=150)
 
 

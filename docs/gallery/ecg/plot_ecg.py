@@ -95,8 +95,8 @@ print(f"{len(train)} recordings to train on, {len(test)} to test, of {len(set(da
 # ---
 #
 # "cnn" is the preset of the baseline, a residual convolutional network on crops of 2.5 seconds. "dense" has
-# bidirectional Mamba in its place and takes some times longer. ``thresholds="f1"`` chooses for each label the
-# probability from which on it is predicted.
+# bidirectional Mamba in its place, and takes about as long. ``thresholds="f1"`` chooses for each label the probability
+# from which on it is predicted.
 
 from ssmseq import ECGMambaClassifier
 
