@@ -81,7 +81,7 @@ def plot(rows: list[dict], path) -> None:
             axis.axvline(len(row["bits_by_position"]) / 2, color="grey", linewidth=0.8)
         axis.set(title=f"{kind} repeat", xlabel="position (bases)", ylim=(0, 2.3))
         axis.axhline(2, color="grey", linewidth=0.8, linestyle=":")
-        axis.legend(frameon=False, loc="center right", fontsize=8)
+        axis.legend(frameon=False, loc="center right", fontsize=8, handlelength=1)
     axes[0].set_ylabel("bits per base")
     figure.savefig(path, dpi=150)
 
