@@ -1,13 +1,17 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from dna_networks import random_dna
 from sklearn.base import clone
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from ssmseq import DNALanguageModel, load
+from ssmseq.datasets import make_markov_sequence
 from ssmseq.dna.alphabet import reverse_complement
 
 TINY = {"d_model": 16, "n_layers": 2, "d_state": 4, "length": 64, "batch_size": 4, "head_dim": 8}
@@ -126,6 +130,30 @@ def test_labels_tell_sources_apart():
         model.sample(label="middle")
     with pytest.raises(ValueError, match="one label, or one for each of the 2"):
         model.log_likelihood(["A", "C"], labels=["left"])
+
+
+def test_samples_of_a_label_have_the_words_of_its_source():
+    sources = [make_markov_sequence(2, 24_000, random_state=seed)[0] for seed in (1, 2)]
+    X = [source[i : i + 120] for i in range(0, 16_000, 120) for source in sources]
+    y = ["one", "two"] * (len(X) // 2)
+    sizes = {**TINY, "length": 128, "max_epochs": 15, "batch_size": 8, "learning_rate": 0.01}
+    model = DNALanguageModel(**{**sizes, "reverse_complement": "none"}).fit(X, y)
+
+    def shares(sequences):
+        counts = CountVectorizer(
+            analyzer="char", ngram_range=(3, 3), vocabulary=list(map("".join, product("acgt", repeat=3)))
+        )
+        found = np.asarray(counts.fit_transform(sequences).sum(0))[0]
+        return found / found.sum()
+
+    truth = [shares([source[16_000:]]) for source in sources]  # of the part that was not trained on
+    apart = np.abs(truth[0] - truth[1]).sum() / 2
+    assert apart > 0.3
+    for label, own, other in zip(("one", "two"), truth, truth[::-1], strict=True):
+        drawn = shares(model.sample(80, 100, label=label, random_state=0))
+        distance = np.abs(drawn - own).sum() / 2  # total variation: the share of words that are out of place
+        assert distance < 0.1
+        assert np.abs(drawn - other).sum() / 2 > apart - 0.1
 
 
 def test_samples_repeat_and_go_on_from_the_prompt():
