@@ -186,7 +186,7 @@ def test_progress_is_shown_if_asked_for(fasta, capsys):
     ready("mamba", verbose=1).score_variants(frame_of(SUBSTITUTIONS), fasta)
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"{len(SUBSTITUTIONS)}record" in err
+    assert f"{len(SUBSTITUTIONS)}.00/{len(SUBSTITUTIONS)}.00" in err
 
 
 def test_what_cannot_be_scored(fasta, vcf, tmp_path):

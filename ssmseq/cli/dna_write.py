@@ -54,6 +54,7 @@ def variants(argv: list[str]) -> int:
     if not Path(options.vcf).is_file():
         raise DataMissingError(f"there is no VCF file {options.vcf}: check the path")
     model, fasta = load_model(options.model), open_fasta(options.fasta)
+    model.set_params(verbose=0 if options.quiet else 1)
     started = time.perf_counter()
     counts: Any = model.score_variants(
         options.vcf,

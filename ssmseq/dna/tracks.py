@@ -174,12 +174,12 @@ def chosen_sizes(source: Fasta, contigs: Sequence[str] | None) -> dict[str, int]
     return sizes
 
 
-def base_bar(total: int | None, shown: bool) -> Any:
-    """Return a progress bar of bases on stderr."""
+def base_bar(total: int | None, shown: bool, *, unit: str = "base") -> Any:
+    """Return a progress bar of bases, or of another unit, on stderr."""
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log needs no line for each tenth of one
-    return tqdm(total=total, unit="base", unit_scale=True, file=sys.stderr, disable=not shown, mininterval=interval)
+    return tqdm(total=total, unit=unit, unit_scale=True, file=sys.stderr, disable=not shown, mininterval=interval)
 
 
 @contextlib.contextmanager

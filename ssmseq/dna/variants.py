@@ -5,7 +5,6 @@ A file of variants is read, scored and written block by block, so that its size 
 
 import dataclasses
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -30,6 +29,7 @@ from ssmseq.dna.alleles import (
 from ssmseq.dna.alphabet import encode
 from ssmseq.dna.fasta import Fasta
 from ssmseq.dna.network import DNANetwork
+from ssmseq.dna.tracks import base_bar
 from ssmseq.dna.vcf import InfoField, VariantReader, VCFWriter, allele_frame, write_alleles
 from ssmseq.dna.window_scores import causal_scores, masked_scores
 
@@ -136,10 +136,8 @@ def _counted(scored: Iterator[Scored], counts: Counter) -> Iterator[Scored]:
 
 def _scored_records(model, reader: VariantReader, fasta: Fasta, reference, options: Options) -> Iterator[Scored]:
     """Yield each record, its alleles, and their values; NaN where there is no score."""
-    from tqdm import tqdm
-
-    records = iter(reader)
-    with tqdm(file=sys.stderr, disable=not model.verbose, unit="record") as bar:
+    records, shown = iter(reader), bool(model.verbose)
+    with base_bar(reader.count() if shown else None, shown, unit="record") as bar:
         while block := list(islice(records, BATCHES_AT_ONCE * options.batch_size)):
             alleles = [[_placed(a, fasta, options.length) for a in check_reference(r, fasta, reference)] for r in block]
             chosen = [allele for own in alleles for allele in own if allele[0].reason.scored]

@@ -84,6 +84,10 @@ class VariantReader:
             if i >= len(self.header):
                 yield VariantRecord(fields, line, number)
 
+    def count(self) -> int:
+        """Return the number of records, by a pass over all of them."""
+        return sum(1 for _ in self._rows()) - len(self.header)
+
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
         if self._frame is not None:
             for number, row in enumerate(self._frame.iter_rows(), 1):
