@@ -143,9 +143,10 @@ def _open_sizes() -> Iterator[None]:
     """Rewrite two calls of our networks that torch.export would refuse, or tie to the sizes of the example."""
     attention, chunk = F.scaled_dot_product_attention, Tensor.chunk
 
-    def attend(*args, is_causal=False, **kwargs):
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
         # A condition on the number of tokens, which is open: one token sees itself whether the mask is there or not.
-        return attention(*args, is_causal=is_causal if isinstance(is_causal, bool) else True, **kwargs)
+        causal = is_causal if isinstance(is_causal, bool) else True
+        return attention(query, key, value, attn_mask, dropout_p, causal, **kwargs)
 
     def cut(x, n, dim=0):
         halves = (n, dim) == (2, 0) and isinstance(x.shape[0], torch.SymInt)  # both strands, one after the other

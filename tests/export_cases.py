@@ -72,7 +72,7 @@ CASES = {
     "smamba": lambda: ssmseq.SMambaForecaster(**NETWORK, d_ff=8, time_features=True).fit(waves(gaps=True)),
     "double": lambda: ssmseq.SMambaForecaster(**NETWORK, d_ff=8, precision="64-true", scaler="none").fit(waves()),
     "long": lambda: ssmseq.SMambaForecaster(**NETWORK, d_ff=8, **ROLES).fit(covariates()),
-    "karma": lambda: ssmseq.KarmaForecaster(**NETWORK).fit(waves()),
+    "karma": lambda: ssmseq.KarmaForecaster(**NETWORK, decomposition="atcd").fit(waves()),
     "karma_mean": lambda: ssmseq.KarmaForecaster(**NETWORK, decomposition="moving_average").fit(waves()),
     "tsm2": lambda: ssmseq.TSM2Forecaster(**NETWORK).fit(waves(gaps=True)),
     "ecg": _ecg,
