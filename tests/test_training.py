@@ -233,6 +233,22 @@ def test_learning_rates_follow_the_schedule(small, waves):
         np.testing.assert_allclose(history["learning_rate"], 2e-3 * np.array(factors), rtol=1e-6)
 
 
+def test_warm_up_cosine_goes_by_steps(small, waves):
+    rates = []
+
+    class Watcher(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    options = {"lr_schedule": "warmup_cosine", "max_epochs": 5, "learning_rate": 2e-3, "patience": None}
+    small(**options, callbacks=[Watcher()]).fit(waves)
+    n = len(rates)
+    top = round(n / 10)
+    falling = [0.1 + 0.45 * (1 + math.cos(math.pi * i / (n - top))) for i in range(n - top)]
+    assert n > 20
+    np.testing.assert_allclose(rates, 2e-3 * np.array([(i + 1) / top for i in range(top)] + falling), rtol=1e-6)
+
+
 # Options of Lightning -------------------------------------------------------------------------------------------------
 
 

@@ -133,8 +133,9 @@ class ECGMambaClassifier(BaseECGClassifier):
         Passes over the training recordings, at most.
     patience : int, optional
         Stop after this many epochs without a lower validation loss; None never stops early.
-    lr_schedule : {"halve", "cosine", "constant"}
-        "halve": full rate for two epochs, then half of the previous one.
+    lr_schedule : {"halve", "cosine", "constant", "warmup_cosine"}
+        "halve": full rate for two epochs, then half of the previous one. "warmup_cosine": up over a tenth of the
+        steps, then down to a tenth of the rate.
 
     Other Parameters
     ----------------
@@ -247,7 +248,7 @@ class ECGMambaClassifier(BaseECGClassifier):
         batch_size: int = 64,
         max_epochs: int = 30,
         patience: int | None = 5,
-        lr_schedule: Literal["halve", "cosine", "constant"] = "cosine",
+        lr_schedule: Literal["halve", "cosine", "constant", "warmup_cosine"] = "cosine",
         optimizer: Literal["adam", "adamw"] = "adamw",
         weight_decay: float = 0.01,
         warm_start: bool = False,

@@ -66,8 +66,9 @@ class LinearForecaster(BaseForecaster):
     validation_fraction : float
         Share of the rows, at the end of the frame, for early stopping and the choice of the best epoch. 0 trains on
         all rows, for `max_epochs`.
-    lr_schedule : {"halve", "cosine", "constant"}
-        "halve": full rate for two epochs, then half of the previous one.
+    lr_schedule : {"halve", "cosine", "constant", "warmup_cosine"}
+        "halve": full rate for two epochs, then half of the previous one. "warmup_cosine": up over a tenth of the
+        steps, then down to a tenth of the rate.
     loss : {"mse", "mae", "huber", "fredf"}
         Trained on, of the scaled values: mean squared error, mean absolute error, Huber's with delta 1, or the squared
         error mixed with the distance of the Fourier coefficients [3]_. Validation always uses the squared error.
@@ -154,7 +155,7 @@ class LinearForecaster(BaseForecaster):
         max_epochs: int = 10,
         patience: int | None = 3,
         validation_fraction: float = 0.2,
-        lr_schedule: Literal["halve", "cosine", "constant"] = "halve",
+        lr_schedule: Literal["halve", "cosine", "constant", "warmup_cosine"] = "halve",
         loss: Literal["mse", "mae", "huber", "fredf"] = "mse",
         fredf_weight: float = 0.8,
         optimizer: Literal["adam", "adamw"] = "adam",
