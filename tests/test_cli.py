@@ -327,8 +327,7 @@ def test_help_of_an_estimator_names_its_parameters(capsys):
     out = capsys.readouterr().out
     for name in ssmseq.SMambaForecaster().get_params():
         assert (f"--{name} " in out) == (name not in fit.NO_OPTIONS), name
-    assert "State size of each channel in the scan." in out
-    assert "{halve,cosine,constant,warmup_cosine}" in out
+    assert all(text in out for text in ("State size of each channel", "{halve,cosine,constant,warmup_cosine}"))
     assert set(fit.ESTIMATORS) == set(FORECASTERS)
     assert "lightning" not in loaded_after("fit SMambaForecaster --help")
 
