@@ -59,7 +59,8 @@ def test_intervals_are_nested_around_the_forecast(waves):
 
 
 def test_evaluate_measures_the_coverage_of_predict(waves):
-    est = RidgeForecaster(horizon=4, lookback=8).fit(waves)
+    # Not rows of the calibration: the error that sets a width is its bound exactly, in or out by rounding.
+    est = RidgeForecaster(horizon=4, lookback=8).fit(waves[:150])
     found = est.evaluate(waves[150:], level=[80], scaled=False)
     inside, widths = [], []
     for start in range(50 - 11):
