@@ -232,7 +232,7 @@ def run_in_process(run: Run, threads: int, device: str, started: list | None = N
     )
     if started is not None:
         started.append(process)
-    out, err = process.communicate(json.dumps({**run.as_dict(), "device": device}))
+    out, err = process.communicate(json.dumps({**run.as_dict(), "device": device, "parent": os.getpid()}))
     seconds = round(time.perf_counter() - began, 2)
     if process.returncode == 0:
         return json.loads(out.splitlines()[-1]) | {"wall_seconds": seconds}

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -177,9 +178,21 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed in ways that leave it no time to end others."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Read a run from stdin, perform it, print its row on the last line of stdout."""
     asked = json.loads(sys.stdin.read())
+    _end_with(asked.pop("parent"))
     device = asked.pop("device")
     asked.pop("key")
     print(json.dumps(perform(Run(**asked), device=device)))
