@@ -18,6 +18,7 @@ import ssmseq
 from ssmseq_kernels import available_backends
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PLACES = ("--out", "--checkpoints", "--data", "--plot")
 
 
 class Rows:
@@ -48,7 +49,7 @@ def origin() -> dict[str, Any]:
     git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(sys.argv),
         "commit": commit,
         "versions": {"ssmseq": ssmseq.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "kernel": available_backends()["cpu"],
@@ -57,6 +58,18 @@ def origin() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
     }
+
+
+def _command(words: list[str]) -> str:
+    """Return the command without the options that only say where files lie."""
+    left, words = ["python"], list(words)
+    while words:
+        word = words.pop(0)
+        if word in PLACES:
+            words[:1] = []
+        elif word.partition("=")[0] not in PLACES:
+            left.append(word)
+    return shlex.join(left)
 
 
 def checkpoint(key: dict[str, Any], options) -> Path:

@@ -1,7 +1,9 @@
 """What an installation holds: layout of the repository, the wheel without a compiler, what importing costs."""
 
 import ast
+import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -160,3 +162,17 @@ def test_another_default_dtype_of_torch_is_no_obstacle():
         done = subprocess.run([sys.executable, "-c", code, dtype], capture_output=True, text=True, cwd=ROOT / "tests")
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["float64", "torch.float32", "True"]
+
+
+def test_the_rows_of_benchmarks_name_no_place_of_the_machine():
+    """Their commands are for others to repeat; where a script was told to put its files is left out."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
+    commands = [row.get("command", "") for file in files for row in map(json.loads, file.read_text().splitlines())]
+    assert len(commands) > 100
+    assert not [c for c in commands if any(word.startswith("/") or "=/" in word for word in shlex.split(c))]
+    written = run_python(
+        "import sys; sys.path.insert(0, '../benchmarks'); import rows;"
+        "words = ['b/x.py', '--seeds', '0', '--out', '/a/b', '--data=/c', '--set', 'band=[0, 1]', '--plot', 'p'];"
+        "print(rows._command(words))"
+    )
+    assert written.strip() == "python b/x.py --seeds 0 --set 'band=[0, 1]'"
