@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import pytest
 
 SUITE = """
 title: Endless
@@ -32,7 +31,6 @@ main(["benchmark", "run", sys.argv[2], "--results", sys.argv[3]])
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_nothing_is_left_running_when_a_suite_is_killed(tmp_path):
     index = pd.date_range("2024-01-01", periods=300, freq="h", name="when")
     values = np.random.default_rng(0).normal(size=(300, 2))
