@@ -236,27 +236,6 @@ def test_a_killed_suite_goes_on_and_ends_with_the_same_rows(suite, tmp_path):
     assert len(whole) == 3
 
 
-def test_nothing_is_left_running_after_an_interrupt(suite):
-    slow = [replace(r, spec={**r.spec, "params": {"max_epochs": 100000, "patience": None}}) for r in suite.runs[-2:]]
-    performing = runner._in_processes(slow, 1, 1, "cpu")
-    started: list[subprocess.Popen] = []
-    real = runner.subprocess.Popen
-
-    def noted(*args, **kwargs):
-        started.append(real(*args, **kwargs))
-        os.kill(os.getpid(), signal.SIGINT)
-        return started[-1]
-
-    runner.subprocess.Popen = noted  # type: ignore[misc]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            next(performing)
-    finally:
-        runner.subprocess.Popen = real  # type: ignore[misc]
-    assert len(started) == 1
-    assert started[0].wait(10) == -signal.SIGKILL
-
-
 def test_a_failure_costs_one_row_and_is_tried_again(suite, tmp_path, capsys):
     text = (tmp_path / "small.yaml").read_text()
     (tmp_path / "small.yaml").write_text(text.replace("{max_epochs: 1}", "{max_epochs: -1}"))

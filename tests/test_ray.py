@@ -309,7 +309,7 @@ def test_a_killed_worker_costs_the_search_no_trial(cluster, tmp_path):
 def test_an_interrupt_ends_the_workers_and_puts_their_trials_back(cluster, tmp_path):
     url = address("sqlite", tmp_path)
     (tmp_path / "died").touch()
-    task = ray_cases.DeadlyTask(tmp_path, seconds=30)
+    task = ray_cases.DeadlyTask(tmp_path, seconds=600)
 
     def interrupt():
         until = time.monotonic() + 300

@@ -6,9 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -217,11 +218,33 @@ class Clock:
         return f"; about {minutes / 60:.1f} h left" if minutes > 90 else f"; about {max(1, round(minutes))} min left"
 
 
-def run_in_process(run: Run, threads: int, device: str, started: list | None = None) -> dict[str, Any]:
-    """Perform a run in a fresh process; a crash becomes a row with the status "failed" and its reason."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    began = time.perf_counter()
-    process = subprocess.Popen(
+class Processes:
+    """Processes that threads start and that are ended together, after which none starts any more."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen] = []
+        self._over = False
+
+    def start(self, environment: dict[str, str]) -> subprocess.Popen:
+        """Start the process of a run."""
+        with self._lock:
+            if self._over:
+                raise CancelledError("the suite was interrupted")
+            self._started.append(_start(environment))
+            return self._started[-1]
+
+    def end(self) -> None:
+        """Kill those that still run."""
+        with self._lock:
+            self._over = True
+            for process in self._started:
+                if process.poll() is None:
+                    process.kill()
+
+
+def _start(environment: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, "-m", "ssmseq.benchmark.running"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -230,8 +253,13 @@ def run_in_process(run: Run, threads: int, device: str, started: list | None = N
         env=environment,
         start_new_session=True,
     )
-    if started is not None:
-        started.append(process)
+
+
+def run_in_process(run: Run, threads: int, device: str, processes: Processes | None = None) -> dict[str, Any]:
+    """Perform a run in a fresh process; a crash becomes a row with the status "failed" and its reason."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    began = time.perf_counter()
+    process = (processes or Processes()).start(environment)
     out, err = process.communicate(json.dumps({**run.as_dict(), "device": device, "parent": os.getpid()}))
     seconds = round(time.perf_counter() - began, 2)
     if process.returncode == 0:
@@ -255,22 +283,19 @@ def _reason(code: int, err: str) -> str:
 
 
 def _in_processes(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[tuple[Run, dict[str, Any]]]:
-    started: list[subprocess.Popen] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        futures: dict[Future, Run] = {pool.submit(run_in_process, r, threads, device, started): r for r in runs}
-        try:
-            waiting = set(futures)
-            while waiting:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield futures[future], future.result()
-        except BaseException:  # Ctrl-C, or a consumer that stops: nothing is left running
-            for future in futures:
-                future.cancel()
-            for process in started:
-                if process.poll() is None:
-                    process.kill()
-            raise
+    processes = Processes()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures: dict[Future, Run] = {pool.submit(run_in_process, r, threads, device, processes): r for r in runs}
+        waiting = set(futures)
+        while waiting:
+            # not for longer: where a signal reaches another thread than this one, it is seen between two waits only
+            ended, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield futures[future], future.result()
+    finally:  # after Ctrl-C, at any line above, or a consumer that stops, nothing is left running
+        processes.end()
+        pool.shutdown(cancel_futures=True)
 
 
 def _on_ray(runs: list[Run], jobs: int, threads: int, device: str) -> Iterator[tuple[Run, dict[str, Any]]]:
