@@ -8,6 +8,7 @@ The command fails if a kernel spills more than its budget says, or takes over 5 
 
 import argparse
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -252,16 +255,24 @@ def measure(arch: str, kernel, values: dict[str, Any], options: dict[str, Any]) 
     return on_amd(compiled.asm["amdgcn"])
 
 
+def measurements(name: str, arch: str) -> list[tuple[str, dict[str, int]]]:
+    """Key and figures of every kernel of a case on an architecture."""
+    found = []
+    noted = launches(name, arch)
+    names = [kernel.fn.__name__ for kernel, _, _ in noted]
+    for i, (kernel, values, options) in enumerate(noted):
+        again = names[:i].count(names[i])
+        key = f"{name} {names[i]}{f'#{again + 1}' if again else ''} {arch}"
+        found.append((key, measure(arch, kernel, values, options)))
+    return found
+
+
 def all_measurements(archs: list[str], cases: list[str]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Key and figures of every kernel of every case on every architecture."""
-    for name in cases:
-        for arch in archs:
-            noted = launches(name, arch)
-            names = [kernel.fn.__name__ for kernel, _, _ in noted]
-            for i, (kernel, values, options) in enumerate(noted):
-                again = names[:i].count(names[i])
-                key = f"{name} {names[i]}{f'#{again + 1}' if again else ''} {arch}"
-                yield key, measure(arch, kernel, values, options)
+    """Measure every case on every architecture, a core for each, in the order of the cases."""
+    names, on = zip(*itertools.product(cases, archs), strict=True)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for found in pool.map(measurements, names, on):
+            yield from found
 
 
 def exceeded(key: str, found: dict[str, int], budget: dict[str, dict[str, int]]) -> list[str]:
