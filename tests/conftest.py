@@ -80,3 +80,8 @@ def isa(request):
     before = ops.cpu._cpu.set_isa(request.param)
     yield request.param
     ops.cpu._cpu.set_isa(before)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the tests that take minutes, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.name != "test_in_the_interpreter")

@@ -10,7 +10,7 @@ from utilsforecast.evaluation import evaluate
 
 from ssmseq import KarmaForecaster, LinearForecaster, NaiveForecaster, RidgeForecaster
 from ssmseq.datasets import fetch_ett
-from ssmseq.forecasting.intervals import score_bounds
+from ssmseq.forecasting.intervals import renewed_bounds, score_bounds
 
 LEVELS = [50, 80, 95]
 
@@ -74,7 +74,7 @@ def test_evaluate_measures_the_coverage_of_predict(waves):
     assert found["width_80"] == pytest.approx(np.mean(widths))
 
 
-@pytest.mark.parametrize("horizon", [96, 336])
+@pytest.mark.parametrize("horizon", [96, 720])
 def test_recalibrated_intervals_cover_etth1_within_two_points(horizon):
     data = fetch_ett(variant="h1")
     frame = data.frame[: data.splits["test"][1]]
@@ -85,6 +85,59 @@ def test_recalibrated_intervals_cover_etth1_within_two_points(horizon):
     for level in (80, 95):
         inside = found["y"].between(found[f"RidgeForecaster-lo-{level}"], found[f"RidgeForecaster-hi-{level}"])
         assert abs(100 * inside.mean() - level) < 2
+
+
+def known_scores(scores):
+    """Lay the scores (windows, V, H) of windows that start at row 0, 1, ... out by the rows that they are of."""
+    n, n_variates, horizon = scores.shape
+    known = np.full((n_variates, horizon, n + horizon - 1), np.nan, np.float32)
+    for i, v, h in np.ndindex(scores.shape):
+        known[v, h, i + h] = scores[i, v, h]
+    return known
+
+
+def test_renewed_bounds_are_those_of_the_rule_window_by_window():
+    scores = np.random.default_rng(0).gamma(2.0, size=(70, 2, 5)).astype(np.float32)
+    scores[33, 1, 2] = np.nan
+    first, every = 30, 4
+    found = renewed_bounds(known_scores(scores), range(first, 71, every), (80,))[0]
+    share, issued = np.full(5, 0.8), {}
+    for n, now in enumerate(range(first, 71, every)):
+        for h in range(5):
+            hits = []
+            for start in range(first, now):  # windows since the first renewal, whose row h ahead has just become known
+                if max(first, now - every) <= start + h < now:
+                    hits += [scores[start, v, h] <= issued[start][v, h] for v in (0, 1) if scores[start, v, h] >= 0]
+            if hits:
+                share[h] += (0.8 - np.mean(hits)) / (1 + h / every)
+        bounds = np.empty((2, 5))
+        for v, h in np.ndindex(2, 5):
+            past = sorted(s for s in scores[: max(0, now - h), v, h] if s >= 0)
+            rank = int(np.ceil((len(past) + 1) * share[h] - 1e-9))
+            bounds[v, h] = past[min(max(rank, 1), len(past)) - 1]
+        np.testing.assert_array_equal(found[n], bounds.astype(np.float32))
+        issued |= dict.fromkeys(range(now, now + every), bounds)
+
+
+@pytest.mark.parametrize("level", [50, 80, 95])
+@pytest.mark.parametrize("growth", [1.0, -0.8])
+def test_renewed_bounds_hold_what_they_promise_where_errors_grow_or_shrink(level, growth):
+    rng = np.random.default_rng(level)
+    size = 1 + growth * np.arange(3000) / 3000
+    scores = np.abs(rng.normal(size=(3000, 2, 6))) * size[:, None, None]
+    bounds = renewed_bounds(known_scores(scores), range(1000, 3000, 10), (level,))[0]
+    held = scores[1000:] <= bounds[np.arange(2000) // 10]
+    fixed = scores[1000:] <= np.percentile(scores[:1000], level, axis=0)
+    assert abs(100 * held.mean() - level) < 0.7
+    assert abs(100 * fixed.mean() - level) > 2
+
+
+def test_a_percentage_needs_as_many_rows_as_one_alone():
+    scores = np.random.default_rng(0).gamma(2.0, size=(40, 1, 2))
+    bounds = renewed_bounds(known_scores(scores), range(10, 41, 10), (80, 95))
+    assert np.isfinite(bounds[0]).all()
+    assert np.isinf(bounds[1, 0]).all()
+    assert np.isfinite(bounds[1, 2:]).all()
 
 
 def test_levels_that_cannot_be_are_refused(waves):
@@ -185,7 +238,7 @@ def test_refits_see_nothing_after_their_cutoff(waves):
         np.testing.assert_allclose(rows["RidgeForecaster"], expected, rtol=1e-9)
 
 
-def test_recalibration_uses_only_windows_that_have_ended(waves):
+def test_recalibration_uses_only_rows_before_the_cutoff(waves):
     est = RidgeForecaster(horizon=4, lookback=8).fit(waves)
     options = {"n_windows": 6, "step": 2, "level": [80], "recalibrate": 2}
     found = est.backtest(waves, **options)

@@ -190,8 +190,9 @@ class BaseForecaster(SequenceEstimator):
         level : list of int
             Percentages of prediction intervals.
         recalibrate : int, optional
-            Every so many rows, take the intervals from the errors of the windows of `df` that have ended by then (up to
-            1,400 of the latest) in place of the validation windows, as a user would who keeps observing.
+            Every so many rows, take the intervals from the errors at the rows of `df` that are known by then (up to
+            1,400 of the latest) in place of the validation windows, as a user would who keeps observing, and ask for a
+            larger or smaller share where fewer or more rows than `level` lay in those so far (Gibbs and Candès 2021).
 
         Returns
         -------
@@ -351,9 +352,9 @@ class BaseForecaster(SequenceEstimator):
             some = series[i : i + at_once]
             inputs = self.preparation_.last_inputs(some, known[i : i + at_once], columns)
             forecast = self._forecast(inputs).cpu().double()
-            outputs = scoring.outputs(
-                self, forecast, inputs["past"][:, : len(columns)], levels, self.interval_bounds_
-            ).numpy()
+            lookback = inputs["past"][:, : len(columns)]
+            halves = scoring.half_widths(self.interval_bounds_, lookback, levels, len(columns))
+            outputs = scoring.outputs(self, forecast, halves).numpy()
             found = [self.preparation_.scaler.of(s, columns) for s in some]
             mean, scale, _ = (np.stack(x) for x in zip(*found, strict=True))
             outputs = outputs * scale[..., None, None] + mean[..., None, None]

@@ -5,8 +5,13 @@ where the series moves much. Of n windows that were not trained on, the score at
 \rceil` bounds the next one with a probability of at least p percent, if windows are exchangeable. Windows of a series
 overlap and drift, so they are not quite; measure the coverage, and calibrate again as new rows come.
 
-Source: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, "Distribution-free predictive inference for regression", JASA
-2018 (locally weighted split conformal).
+Bounds that are renewed follow the drift in two ways: from every row the scores of all steps that forecast it are taken
+as soon as it is known, before the windows that it lies in have ended; and where the intervals issued so far held more
+or fewer rows than they should, a smaller or larger percentage is asked of the scores from then on.
+
+Sources: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, "Distribution-free predictive inference for regression", JASA
+2018 (locally weighted split conformal); Gibbs and Candès, "Adaptive conformal inference under distribution shift",
+NeurIPS 2021 (the percentage that is moved).
 """
 
 from typing import Any
@@ -62,3 +67,45 @@ def calibration_windows(n_windows: int, n_values: int, *, pooled: bool) -> Tenso
     if pooled:
         return torch.linspace(0, n_windows - 1, most).long()
     return torch.arange(n_windows - most, n_windows)
+
+
+def renewed_bounds(known: np.ndarray, renewals: range, levels: tuple[int, ...]) -> np.ndarray:
+    """Return bounds that are renewed as rows become known, (levels, renewals, V, H).
+
+    Parameters
+    ----------
+    known : ndarray (V, H, rows)
+        ``known[v, h, t]`` is the score of row t in the window that forecasts it as its step h; NaN where there is none.
+    renewals : range
+        Rows before which the bounds are renewed, from the rows before alone. The windows that start at one of them or
+        later, and before the next, use them.
+    levels : tuple of int
+        Percentages.
+
+    Notes
+    -----
+    Every step h of a forecast has a percentage of its own. Whether its bounds held is seen h rows after their issue; so
+    it moves by the miss in coverage over the renewals in that time, or it would swing.
+    """
+    steps = np.arange(known.shape[1])
+    nominal = np.array(levels) / 100
+    share = np.repeat(nominal[:, None], len(steps), 1)
+    gain = 1 / (1 + steps / renewals.step)
+    bounds = np.empty((len(levels), len(renewals), *known.shape[:2]), np.float32)
+    for n, now in enumerate(renewals):
+        if n:
+            rows = np.arange(renewals[n - 1], now)
+            issue = (rows - steps[:, None] - renewals.start) // renewals.step  # (H, rows): which bounds were in force
+            truth = known[..., rows]
+            counts = (issue >= 0) & ~np.isnan(truth)
+            issued = np.moveaxis(bounds[:, issue.clip(0), :, steps[:, None]], (2, 3), (0, 1))  # (levels, V, H, rows)
+            miss = np.where(counts, nominal[:, None, None, None] - (truth <= issued), 0).sum((1, 3))
+            share += gain * miss / counts.sum((0, 2)).clip(1)  # beyond 1 too: what the largest score misses is owed
+        past = np.sort(known[..., max(0, now - MOST_WINDOWS) : now])  # NaN comes last
+        count = (~np.isnan(past)).sum(-1)
+        for i, wanted in enumerate(share):
+            rank = np.ceil((count + 1) * wanted - 1e-9).astype(int).clip(1, np.maximum(count, 1))
+            bounds[i, n] = np.take_along_axis(past, rank[..., None] - 1, -1)[..., 0]
+            short = np.ceil((count + 1) * nominal[i] - 1e-9) > count  # too few rows for the percentage itself
+            bounds[i, n][short] = np.inf
+    return bounds

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from ssmseq.base import check_number
 from ssmseq.forecasting.frames import Series
-from ssmseq.forecasting.intervals import MOST_WINDOWS, calibration_windows, score_bounds, window_scores, window_spread
+from ssmseq.forecasting.intervals import (
+    MOST_WINDOWS,
+    calibration_windows,
+    renewed_bounds,
+    score_bounds,
+    window_scores,
+    window_spread,
+)
 from ssmseq.forecasting.preparing import check_length
 from ssmseq.forecasting.tables import polars_times
 from ssmseq.forecasting.windows import Windows
@@ -29,11 +36,11 @@ def calibrate(estimator, windows: Windows, chosen: Tensor | None = None) -> Tens
     return score_bounds(torch.cat(scores), pooled=pooled)
 
 
-def outputs(estimator, forecast: Tensor, lookback: Tensor, levels: tuple, bounds: Tensor | None) -> Tensor:
+def outputs(estimator, forecast: Tensor, halves: list[Tensor]) -> Tensor:
     """Return scaled outputs (B, V, H, 1 + 2 levels [+ Q]): point forecast, lower and upper bounds, quantiles."""
     point = estimator._point(forecast)
     columns = [point]
-    for half in half_widths(bounds, lookback.double(), levels, point.shape[1]):
+    for half in halves:
         columns += [point - half, point + half]
     stacked = torch.stack(columns, -1)
     return stacked if estimator.quantiles is None else torch.cat([stacked, forecast], -1)
@@ -49,12 +56,13 @@ def half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_variat
         )
     if bounds.shape[1] not in (1, n_variates):
         raise ValueError("level= is calibrated for the variates of fit; leave it out for others")
-    found = []
-    for p in levels:
-        if torch.isinf(bounds[p - 1]).any():
-            raise ValueError(f"level={p} needs more validation windows than there were; validate on more rows")
-        found.append(bounds[p - 1] * window_spread(lookback))
-    return found
+    return [_scaled_by_spread(bounds[p - 1], lookback, p) for p in levels]
+
+
+def _scaled_by_spread(bound: Tensor, lookback: Tensor, p: int) -> Tensor:
+    if torch.isinf(bound).any():
+        raise ValueError(f"level={p} needs more validation windows than there were; validate on more rows")
+    return bound * window_spread(lookback.double())
 
 
 def forecasts(estimator, windows: Windows, chosen) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
@@ -159,9 +167,10 @@ def _backtest_windows(model, series: list[Series], left: list[int], levels: tupl
     parts = [(f, x) for f, _, _, x, _ in forecasts(model, chosen, range(len(chosen)))]
     forecast, lookback = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     if recalibrate:
-        found = _recalibrated(model, windows, starts, forecast, lookback, levels, recalibrate)
+        halves = _renewed_half_widths(model, windows, starts, lookback, levels, recalibrate)
     else:
-        found = outputs(model, forecast, lookback, levels, model.interval_bounds_)
+        halves = half_widths(model.interval_bounds_, lookback, levels, lookback.shape[1])
+    found = outputs(model, forecast, halves)
     blocks = []
     for n, (s, rows) in enumerate((s, rows) for s in series for rows in left):
         mean, scale, _ = model.preparation_.scaler.of(s, model.layout_.columns)
@@ -173,22 +182,21 @@ def _backtest_windows(model, series: list[Series], left: list[int], levels: tupl
     return blocks
 
 
-def _recalibrated(model, windows: Windows, starts: Tensor, forecast, lookback, levels: tuple, every: int) -> Tensor:
-    """Return outputs with bounds from the windows that had ended, renewed when so many rows have passed."""
+def _renewed_half_widths(model, windows: Windows, starts: Tensor, lookback, levels: tuple, every: int) -> list[Tensor]:
+    """Return half the widths (B, V, H) of each level's intervals, renewed when so many rows have passed."""
     first = max(0, int(starts[0]) - model.horizon_ - MOST_WINDOWS + 1)
-    scored = windows.at(torch.arange(first, int(starts[-1]) - model.horizon_ + 1))
-    if len(scored) < 1 or first > int(starts[0]) - model.horizon_:
+    if first > int(starts[0]) - model.horizon_:
         raise ValueError("recalibrate needs windows that end before the first cutoff; give more rows before it")
-    scores = torch.cat(
-        [window_scores(p, y, x).float() for _, p, y, x, _ in forecasts(model, scored, range(len(scored)))]
-    )
-    found, renewed, bounds = [], None, None
-    for n, start in enumerate(starts.tolist()):
-        if renewed is None or start - renewed >= every:
-            ended = start - model.horizon_ - first + 1
-            bounds, renewed = score_bounds(scores[max(0, ended - MOST_WINDOWS) : ended], pooled=False), start
-        found.append(outputs(model, forecast[n : n + 1], lookback[n : n + 1], levels, bounds))
-    return torch.cat(found)
+    scored = windows.at(torch.arange(first, max(int(starts[-1]), first + 1)))
+    known = np.full((windows.n_targets, model.horizon_, len(scored) + model.horizon_ - 1), np.nan, np.float32)
+    steps, done = np.arange(model.horizon_), 0
+    for _, point, y, x, _ in forecasts(model, scored, range(len(scored))):
+        rows = np.arange(done, done := done + len(y))
+        known[:, steps, rows[:, None] + steps] = window_scores(point, y, x).permute(1, 0, 2).float().numpy()
+    renewals = range(int(starts[0]) - first, int(starts[-1]) - first + 1, every)
+    bounds = torch.from_numpy(renewed_bounds(known, renewals, levels))
+    in_force = (starts - starts[0]) // every
+    return [_scaled_by_spread(bounds[i, in_force], lookback, p) for i, p in enumerate(levels)]
 
 
 def _long_frame(blocks: list[dict], model: str, levels: tuple, layout) -> Any:
