@@ -47,9 +47,9 @@ fixed.round(2)
 
 # %%
 # One figure for all hides that the series drifts. ``backtest`` gives each forecast by its cutoff, so that the coverage
-# can be counted by month. With ``recalibrate`` the intervals come from the windows that had ended before each cutoff,
-# as a user would have them who keeps observing; the validation part is put before the test part, to have such windows
-# from the first day on.
+# can be counted by month. With ``recalibrate`` the intervals come from the errors at the rows known before each cutoff,
+# as a user would have them who keeps observing, and get wider where too few values have lain inside. The validation part
+# is put before the test part, to have such rows from the first day on.
 
 import matplotlib.pyplot as plt
 
