@@ -80,11 +80,13 @@ def _training(estimator) -> dict[str, object]:
     history = getattr(estimator, "history_", None)
     if history is None or not len(history):
         return {}
-    facts: dict[str, object] = {"epochs": len(history), "seconds": f"{history['seconds'].sum():.0f}"}
+    facts: dict[str, object] = {"epochs": max(history["epoch"]), "seconds": f"{history['seconds'].sum():.0f}"}
+    if "network" in history:
+        facts = {"networks": max(history["network"]), **facts}
     losses = history["valid_loss"].tolist() if "valid_loss" in history else []
     best = min((x for x in losses if math.isfinite(x)), default=None)
     if best is not None:
-        facts["best validation loss"] = f"{best:.4g} in epoch {losses.index(best) + 1}"
+        facts["best validation loss"] = f"{best:.4g} in epoch {history['epoch'].iloc[losses.index(best)]}"
     return facts
 
 

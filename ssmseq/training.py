@@ -257,7 +257,8 @@ def fit_network(
     Returns
     -------
     history : pandas.DataFrame
-        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch.
+        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. ``attrs`` tells
+        whether the user "interrupted".
 
     Raises
     ------
@@ -299,7 +300,9 @@ def fit_network(
         warnings.warn(f"fit was interrupted after {len(recorder.rows)} epochs; it keeps {kept}", stacklevel=5)
     network.eval()
     columns = ["epoch", "train_loss", *(["valid_loss"] if valid is not None else []), "learning_rate", "seconds"]
-    return pd.DataFrame(recorder.rows, columns=columns)
+    history = pd.DataFrame(recorder.rows, columns=columns)
+    history.attrs["interrupted"] = recorder.interrupted
+    return history
 
 
 def _keeper(network, estimator, train, valid, seed: int, recorder: _Recorder) -> _Keeper | None:

@@ -27,8 +27,9 @@ def data():
         {"band": (0.5, 20.0), "notch": 15.0, "normalisation": "lead", "positive_weights": np.array([1.0, 2.0])},
         {"encoder": "cnn"},
         {"precision": "64-true", "positions": True, "pooling": "class_token", "stem_stride": 3},
+        {"n_networks": 3, "validation_fraction": 0.2},
     ],
-    ids=["plain", "calibrated", "filtered", "cnn", "double"],
+    ids=["plain", "calibrated", "filtered", "cnn", "double", "ensemble"],
 )
 def test_a_saved_model_predicts_the_same_bits(tmp_path, data, changes):
     X, y = data

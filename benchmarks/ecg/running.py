@@ -74,8 +74,8 @@ def fit(key: dict[str, Any], options, records: list, y, **more) -> tuple[Any, di
     history = estimator.history_
     losses = history["valid_loss"].tolist() if "valid_loss" in history else []
     return estimator, {
-        "epochs": len(history),
-        "best_epoch": losses.index(min(losses)) + 1 if losses else len(history),
+        "epochs": estimator.n_iter_,
+        "best_epoch": int(history["epoch"].iloc[losses.index(min(losses))]) if losses else estimator.n_iter_,
         "seconds": round(float(history["seconds"].sum()), 1),  # of all calls that it took
         "seconds_of_this_call": round(time.perf_counter() - started, 1),
         "cpu_seconds_of_this_call": round(time.process_time() - processed, 1),

@@ -166,7 +166,7 @@ def _report(estimator, options, train: Labelled, held_out, measured: float | Non
             "labels": labels,
             "exclusive": estimator.exclusive_,
             "thresholds": None if estimator.exclusive_ else estimator.thresholds_.tolist(),
-            "epochs": len(history),
+            "epochs": estimator.n_iter_,
             "best_validation_loss": best,
             "macro_auroc_held_out": measured,
             "seconds": round(outcome.seconds, 3),
@@ -177,9 +177,9 @@ def _report(estimator, options, train: Labelled, held_out, measured: float | Non
         return
     kind = "classes, one for each recording" if estimator.exclusive_ else "labels"
     print(f"{options['preset']}: {len(train.records)} recordings of {train.protocol}, {len(labels)} {kind}")
-    print(f"epochs {len(history)}, {outcome.seconds:.1f} s")
+    print(f"epochs {estimator.n_iter_}, {outcome.seconds:.1f} s")
     if best is not None:
-        print(f"best validation loss {best:.4f} in epoch {losses.index(best) + 1}")
+        print(f"best validation loss {best:.4f} in epoch {history['epoch'].iloc[losses.index(best)]}")
     if measured is not None:
         print(f"macro AUROC {measured:.4f} on {len(held_out.records)} held-out recordings")
     print(f"saved in {options['save']}")

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ssmseq.base import SequenceEstimator
 from ssmseq.ecg import fitting, preparing, scoring, serving, state
 from ssmseq.ecg.inputs import encode_targets, read_metadata, read_recordings
-from ssmseq.ecg.network import ECGMambaNetwork
+from ssmseq.ecg.network import ECGMambaNetwork, Ensemble
 from ssmseq.ecg.thresholds import apply_thresholds
 
 
@@ -68,7 +68,7 @@ class BaseECGClassifier(ClassifierMixin, SequenceEstimator):
         self.layout_, self.preprocessing_ = layout, data.preprocessing
         self.classes_, self.exclusive_ = data.classes, data.exclusive
         self.network_, self.mean_, self.scale_ = part.network, part.mean, part.scale
-        self.history_, self.n_iter_ = part.history, len(part.history)
+        self.history_, self.n_iter_ = part.history, fitting.epochs_of(part.history)
         self.calibrator_, self.thresholds_ = calibrator, thresholds
         return self
 
@@ -144,5 +144,5 @@ class BaseECGClassifier(ClassifierMixin, SequenceEstimator):
     def _import_state(self, stored: dict, tensors: dict[str, torch.Tensor]) -> None:
         state.import_state(self, stored, tensors)
 
-    def _build_network(self, n_leads: int, n_times: int, n_labels: int) -> ECGMambaNetwork:
+    def _build_network(self, n_leads: int, n_times: int, n_labels: int) -> ECGMambaNetwork | Ensemble:
         raise TypeError(f"{type(self).__name__} has no network")

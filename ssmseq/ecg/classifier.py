@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from ssmseq.base import check_choice
 from ssmseq.ecg.base import BaseECGClassifier
-from ssmseq.ecg.network import ECGMambaNetwork
+from ssmseq.ecg.network import ECGMambaNetwork, Ensemble
 
 _LONG = {
     "d_model": 128,
@@ -62,6 +62,8 @@ class ECGMambaClassifier(BaseECGClassifier):
         Inner channels of a block, in multiples of `d_model`.
     n_layers : int
         Blocks.
+    n_networks : int
+        Networks, each from first weights of its own, whose logits are averaged [5]_.
     positions : bool
         Add a learned vector for each place of a token.
     pooling : {"mean", "max", "class_token"}
@@ -146,8 +148,8 @@ class ECGMambaClassifier(BaseECGClassifier):
     warm_start : bool
         Let `fit` go on from the weights of the last fit; out-of-fold fits never do.
     checkpoint_folder : str, optional
-        Folder that the state of the training is written to after every epoch, folds in folders of their own. `fit` goes
-        on from what it finds there, and ends as if it had never been interrupted.
+        Folder that the state of the training is written to after every epoch, folds and further networks in folders of
+        their own. `fit` goes on from what it finds there, and ends as if it had never been interrupted.
     random_state : int, numpy generator or None
         Repeats a run on the same machine; the global generators stay untouched.
     accelerator : str
@@ -180,11 +182,13 @@ class ECGMambaClassifier(BaseECGClassifier):
     calibrator_ : LabelCalibrator or None
     mean_, scale_ : float
         Of the training samples; 0 and 1 unless ``normalisation="dataset"``.
-    network_ : ECGMambaNetwork
+    network_ : ECGMambaNetwork or Ensemble
+        The latter with several networks; an interrupted fit keeps those that were trained to their end.
     history_ : pandas.DataFrame
-        One row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds.
+        One row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds; first the network, if there are
+        several.
     n_iter_ : int
-        Epochs run.
+        Epochs run, of several networks the most.
     n_features_in_ : int
         Columns of an array (n, times), else the leads.
 
@@ -194,6 +198,8 @@ class ECGMambaClassifier(BaseECGClassifier):
     .. [2] Zhu et al., "Vision Mamba", arXiv 2401.09417.
     .. [3] Wang et al., "Time series classification from scratch with deep neural networks", arXiv 1611.06455.
     .. [4] Strodthoff et al., "Deep learning for ECG analysis: benchmarks and insights from PTB-XL", arXiv 2004.13701.
+    .. [5] Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", arXiv
+       1612.01474.
 
     Examples
     --------
@@ -217,6 +223,7 @@ class ECGMambaClassifier(BaseECGClassifier):
         d_conv: int | None = None,
         expand: int = 2,
         n_layers: int = 2,
+        n_networks: int = 1,
         positions: bool = False,
         pooling: Literal["mean", "max", "class_token"] = "mean",
         dropout: float = 0.0,
@@ -274,6 +281,7 @@ class ECGMambaClassifier(BaseECGClassifier):
         self.d_conv = d_conv
         self.expand = expand
         self.n_layers = n_layers
+        self.n_networks = n_networks
         self.positions = positions
         self.pooling = pooling
         self.dropout = dropout
@@ -339,7 +347,7 @@ class ECGMambaClassifier(BaseECGClassifier):
         check_choice("preset", preset, tuple(PRESETS))
         return cls(**{**PRESETS[preset], **changes})
 
-    def _build_network(self, n_leads: int, n_times: int, n_labels: int) -> ECGMambaNetwork:
+    def _build_network(self, n_leads: int, n_times: int, n_labels: int) -> ECGMambaNetwork | Ensemble:
         names = (
             "encoder",
             "stem",
@@ -353,5 +361,8 @@ class ECGMambaClassifier(BaseECGClassifier):
         )
         names += ("pooling", "dropout", "drop_path", "metadata")
         d_conv = self.d_conv or (7 if self.encoder == "hydra" else 4)
-        sizes = {"n_leads": n_leads, "n_times": n_times, "n_labels": n_labels, "d_conv": d_conv}
-        return ECGMambaNetwork(**sizes, **{name: getattr(self, name) for name in names})
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings |= {"n_leads": n_leads, "n_times": n_times, "n_labels": n_labels, "d_conv": d_conv}
+        if self.n_networks == 1:
+            return ECGMambaNetwork(**settings)
+        return Ensemble(ECGMambaNetwork(**settings) for _ in range(self.n_networks))

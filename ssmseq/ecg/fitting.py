@@ -18,11 +18,13 @@ from ssmseq.base import draw_seed
 from ssmseq.ecg.calibration import LabelCalibrator
 from ssmseq.ecg.losses import classification_loss
 from ssmseq.ecg.metrics import check_thresholds
+from ssmseq.ecg.network import Ensemble
 from ssmseq.ecg.preparing import Prepared, needs_held_out, tunes_thresholds
 from ssmseq.ecg.scoring import calibrated, log_odds, score_records
 from ssmseq.ecg.splits import GroupedMultilabelStratifiedKFold
 from ssmseq.ecg.thresholds import tune_thresholds
 from ssmseq.ecg.training_data import Crops, read_augmentations, window_starts
+from ssmseq.sampling import mixed_seed
 
 SPLITS = 20  # a validation part is made of as many of these folds as come closest to its share
 
@@ -32,9 +34,9 @@ class Part:
     """A network and the scaler that goes with it."""
 
     network: nn.Module
+    history: pd.DataFrame
     mean: float
     scale: float
-    history: pd.DataFrame
 
 
 def fit_parts(estimator, data: Prepared) -> tuple[Part, tuple[np.ndarray, np.ndarray] | None]:
@@ -96,7 +98,7 @@ def calibrate(estimator, data: Prepared, held_out) -> tuple[LabelCalibrator | No
 
 def _in_folder(estimator, subfolder: str):
     worker = copy.copy(estimator)
-    if estimator.checkpoint_folder is not None and subfolder:
+    if estimator.checkpoint_folder is not None:
         worker.checkpoint_folder = str(Path(estimator.checkpoint_folder) / subfolder)
     return worker
 
@@ -121,21 +123,10 @@ def hold_out(data: Prepared, rows: np.ndarray, fraction: float, seed: int) -> tu
 
 
 def fit_part(estimator, data: Prepared, train: np.ndarray, valid: np.ndarray | None, seed: int, subfolder: str) -> Part:
-    """Fit scaler and network on some rows; `subfolder` is added to the checkpoint folder, if there is one."""
-    from ssmseq.training import fit_network
-
-    worker = _in_folder(estimator, subfolder)
+    """Fit scaler and networks on some rows; `subfolder` is added to the checkpoint folder, if there is one."""
     mean, scale = 0.0, 1.0
     if estimator.normalisation == "dataset":
         mean, scale = signal_statistics([data.signals[i] for i in train], data.masks[train], data.weights[train])
-    loss = classification_loss(
-        estimator.loss,
-        exclusive=data.exclusive,
-        focusing=estimator.focusing,
-        positive_weights=positive_weights(estimator.positive_weights, data, train),
-    )
-    crops = _crops(worker, data, train, mean, scale, seed, fixed=False)
-    windows = None if valid is None else _crops(worker, data, valid, mean, scale, seed, fixed=True)
     with torch.random.fork_rng():  # also of every CUDA device, so that the caller's generators stay as they are
         torch.manual_seed(seed)
         network = estimator._build_network(
@@ -144,11 +135,47 @@ def fit_part(estimator, data: Prepared, train: np.ndarray, valid: np.ndarray | N
         network = network.float()  # whatever torch's default dtype is
         if estimator.warm_start and hasattr(estimator, "network_") and subfolder == "":
             _take_over(network, estimator.network_)
-        history = fit_network(network, worker, crops, windows, {"train_loss": loss, "valid_loss": loss}, seed)
-    return Part(network, mean, scale, history)
+        histories = []
+        for k, member in enumerate(getattr(network, "members", [network])):
+            worker = _in_folder(estimator, str(Path(subfolder, f"network-{k}" if k else "")))
+            own_seed = mixed_seed(seed, k) if k else seed
+            histories.append(_fit_network(worker, member, data, (train, valid), (mean, scale), own_seed))
+            if histories[-1].attrs["interrupted"]:
+                break
+    return Part(*_finished(network, histories), mean, scale)
 
 
-def _crops(estimator, data: Prepared, rows: np.ndarray, mean: float, scale: float, seed: int, *, fixed: bool) -> Crops:
+def _fit_network(worker, network: nn.Module, data: Prepared, parts: tuple, scaler: tuple, seed: int) -> pd.DataFrame:
+    from ssmseq.training import fit_network
+
+    train, valid = parts
+    loss = classification_loss(
+        worker.loss,
+        exclusive=data.exclusive,
+        focusing=worker.focusing,
+        positive_weights=positive_weights(worker.positive_weights, data, train),
+    )
+    crops = _crops(worker, data, train, scaler, seed, fixed=False)
+    windows = None if valid is None else _crops(worker, data, valid, scaler, seed, fixed=True)
+    return fit_network(network, worker, crops, windows, {"train_loss": loss, "valid_loss": loss}, seed)
+
+
+def _finished(network: nn.Module, histories: list[pd.DataFrame]) -> tuple[nn.Module, pd.DataFrame]:
+    """Leave out networks that an interrupt kept from their end, but for the first; put the histories together."""
+    if not isinstance(network, Ensemble):
+        return network, histories[0]
+    n_trained = max(len(histories) - histories[-1].attrs["interrupted"], 1)
+    network.members = network.members[:n_trained]
+    numbered = [h.assign(network=k) for k, h in enumerate(histories[:n_trained], 1)]
+    return network, pd.concat(numbered, ignore_index=True).reindex(columns=["network", *histories[0].columns])
+
+
+def epochs_of(history: pd.DataFrame) -> int:
+    """Return how many epochs were run, of several networks the most."""
+    return max(history["epoch"], default=0)
+
+
+def _crops(estimator, data: Prepared, rows: np.ndarray, scaler: tuple, seed: int, *, fixed: bool) -> Crops:
     weights = data.weights[rows] / data.weights[rows].mean()
     labels = data.labels[rows]
     signals = [data.signals[i] for i in rows]
@@ -161,8 +188,8 @@ def _crops(estimator, data: Prepared, rows: np.ndarray, mean: float, scale: floa
         None if data.metadata is None else data.metadata[rows],
         np.stack([labels, np.where(np.isnan(labels), np.nan, weights[:, None])], 1),
         n_times=n_times,
-        mean=mean,
-        scale=scale,
+        mean=scaler[0],
+        scale=scaler[1],
         dtype=np.float64 if "64" in str(estimator.precision) else np.float32,
         sampling_rate=data.preprocessing.sampling_rate,
         augmentations=read_augmentations(estimator.augment),

@@ -11,6 +11,7 @@ kernels have seven taps in place of eight, so that they are centred.
 """
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -240,6 +241,24 @@ class ECGMambaNetwork(nn.Module):
             return tokens[:, (tokens.shape[1] - 1) // 2]
         n_tokens = n_valid if self.stem is None else self.stem.n_tokens(n_valid)
         return pool_tokens(tokens, n_tokens, self.pooling)
+
+
+class Ensemble(nn.Module):
+    """Networks of one kind whose logits are averaged.
+
+    References
+    ----------
+    Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", arXiv
+    1612.01474 (where it is the probabilities that are averaged).
+    """
+
+    def __init__(self, members: Iterable[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Map what the networks take to the mean of their logits (B, K)."""
+        return torch.stack([member(*inputs, **named) for member in self.members]).mean(0)
 
 
 def pool_tokens(tokens: Tensor, n_tokens: Tensor, pooling: str) -> Tensor:

@@ -53,7 +53,7 @@ def check_parameters(e) -> None:
     """Raise ValueError for a parameter of the estimator that cannot work, before anything is read."""
     for name, choices in CHOICES.items():
         check_choice(name, getattr(e, name), choices)
-    for name in ("stem_kernel", "stem_stride", "d_model", "d_state", "expand", "n_layers"):
+    for name in ("stem_kernel", "stem_stride", "d_model", "d_state", "expand", "n_layers", "n_networks"):
         check_number(name, getattr(e, name), minimum=1, integer=True)
     if e.stem_kernel % 2 == 0:
         raise ValueError(f"stem_kernel must be odd, so that tokens are centred on their samples, got {e.stem_kernel}")

@@ -265,6 +265,7 @@ def _model_sections(estimator) -> list[Section]:
     bytes_ = sum(w.numel() * w.element_size() for w in weights)
     facts = [
         ["network", f"encoder {estimator.encoder}, {size:,} weights, {bytes_ / 1e6:.2f} MB"],
+        *([] if estimator.n_networks == 1 else [["networks", f"{estimator.n_networks}, their logits averaged"]]),
         ["labels", ", ".join(map(str, estimator.classes_.tolist()))],
         ["training", f"{estimator.n_iter_} epochs, random_state={estimator.random_state!r}"],
         ["thresholds", _threshold_words(estimator)],
@@ -289,15 +290,20 @@ def _model_sections(estimator) -> list[Section]:
 def _training_section(estimator) -> Section:
     history = estimator.history_
     ax = new_axes(6.0, 3.2)
+    networks = [h for _, h in history.groupby("network")] if "network" in history else [history]
     for i, name in enumerate(("train_loss", "valid_loss")):
         if name in history and history[name].notna().any():
-            ax.plot(history["epoch"], history[name], color=COLORS[i], marker="o", markersize=3, label=name)
+            for k, rows in enumerate(networks):
+                label = None if k else name
+                ax.plot(rows["epoch"], rows[name], color=COLORS[i], marker="o", markersize=3, label=label)
     ax.set(xlabel="epoch", ylabel="loss")
     ax.locator_params(axis="x", integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     seconds = history["seconds"].sum()
-    return Section("Training", pictures=[picture(f"Loss by epoch; {len(history)} epochs took {seconds:.1f} s.", ax)])
+    of = f" of {len(networks)} networks" if len(networks) > 1 else ""
+    caption = f"Loss by epoch{of}; {len(history)} epochs took {seconds:.1f} s."
+    return Section("Training", pictures=[picture(caption, ax)])
 
 
 def _probabilities_section(estimator, prob: np.ndarray, order: np.ndarray) -> Section:

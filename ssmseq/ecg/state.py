@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ssmseq.ecg.calibration import LabelCalibrator
+from ssmseq.ecg.fitting import epochs_of
 from ssmseq.ecg.inputs import Layout
+from ssmseq.ecg.network import Ensemble
 from ssmseq.ecg.preprocessing import Preprocessing
 
 
@@ -57,8 +59,11 @@ def import_state(estimator, stored: dict, tensors: dict[str, Tensor]) -> None:
         network = estimator._build_network(
             len(estimator.preprocessing_.leads), estimator.preprocessing_.n_times, len(estimator.classes_)
         )
-    network.to(weights["head.weight"].dtype).load_state_dict(weights)
+    if isinstance(network, Ensemble):  # an interrupted fit has fewer
+        network.members = network.members[: len({k.split(".")[1] for k in weights})]
+    dtype = next(w.dtype for name, w in weights.items() if name.endswith("head.weight"))
+    network.to(dtype).load_state_dict(weights)
     estimator.network_ = network.eval()
-    losses = [c for c in stored["history"] if c != "epoch"]
+    losses = [c for c in stored["history"] if c not in ("network", "epoch")]
     estimator.history_ = pd.DataFrame(stored["history"]).astype(dict.fromkeys(losses, float))
-    estimator.n_iter_ = len(estimator.history_)
+    estimator.n_iter_ = epochs_of(estimator.history_)
