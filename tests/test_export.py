@@ -158,9 +158,11 @@ def test_calibrations(parameters):
     np.testing.assert_allclose(_calibrated(torch.from_numpy(logits[:, 0]), parameters), expected[:, 0], rtol=1e-12)
 
 
-def test_age_and_sex():
+@pytest.mark.parametrize("n_networks", [1, 2])
+def test_age_and_sex(n_networks):
     records = [record(60, seed=i, leads=("I", "II"), age=20.0 + i, sex="F" if i % 3 else "M") for i in range(8)]
-    est = ssmseq.ECGMambaClassifier(metadata=True, max_epochs=1, d_model=4, n_layers=1, random_state=0)
+    sizes = {"d_model": 4, "n_layers": 1, "n_networks": n_networks}
+    est = ssmseq.ECGMambaClassifier(metadata=True, max_epochs=1, random_state=0, **sizes)
     est.fit(records, np.tile([[0, 1], [1, 0]], (4, 1)))
     graph = est._serving_graph()
     given = [[(20.0 + i) / 100, 1, 1 if i % 3 else -1, 1] for i in range(8)]
