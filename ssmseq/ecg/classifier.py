@@ -27,8 +27,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"pooling": "class_token", "drop_path": 0.1, "sampling_rate": 500.0, "window": 16.384, "augment": ["mixup"]}
     | {"optimizer": "adam", "weight_decay": 0.0, "learning_rate": 3e-4, "batch_size": 30, "max_epochs": 60}
     | {"patience": 5, "validation_fraction": 0.1},
-    "dense": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "vim", "d_state": 16},
-    "hydra": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "hydra", "d_state": 64},
+    "dense": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "vim", "d_state": 16, "pooling": "max"},
+    "hydra": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "hydra", "d_state": 64, "pooling": "max"},
     "cnn": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "cnn", "d_model": 64, "n_layers": 3},
 }
 
