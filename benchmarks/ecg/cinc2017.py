@@ -36,6 +36,7 @@ SETTINGS = {  # in place of the preset's
     "max_epochs": 14,
     "batch_size": 8,
     "validation_fraction": 0,
+    "pooling": "mean",
 }
 SIZES = {"dense": {"expand": 1, "d_state": 8}}  # half of the time of an epoch, and so twice as many
 
