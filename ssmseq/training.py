@@ -257,8 +257,8 @@ def fit_network(
     Returns
     -------
     history : pandas.DataFrame
-        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. ``attrs`` tells
-        whether the user "interrupted".
+        Columns epoch, train_loss, valid_loss, learning_rate, seconds; one row per finished epoch. ``attrs`` holds
+        "interrupted" if the user did.
 
     Raises
     ------
@@ -301,7 +301,8 @@ def fit_network(
     network.eval()
     columns = ["epoch", "train_loss", *(["valid_loss"] if valid is not None else []), "learning_rate", "seconds"]
     history = pd.DataFrame(recorder.rows, columns=columns)
-    history.attrs["interrupted"] = recorder.interrupted
+    if recorder.interrupted:
+        history.attrs["interrupted"] = True
     return history
 
 

@@ -140,7 +140,7 @@ def fit_part(estimator, data: Prepared, train: np.ndarray, valid: np.ndarray | N
             worker = _in_folder(estimator, str(Path(subfolder, f"network-{k}" if k else "")))
             own_seed = mixed_seed(seed, k) if k else seed
             histories.append(_fit_network(worker, member, data, (train, valid), (mean, scale), own_seed))
-            if histories[-1].attrs["interrupted"]:
+            if "interrupted" in histories[-1].attrs:
                 break
     return Part(*_finished(network, histories), mean, scale)
 
@@ -164,7 +164,7 @@ def _finished(network: nn.Module, histories: list[pd.DataFrame]) -> tuple[nn.Mod
     """Leave out networks that an interrupt kept from their end, but for the first; put the histories together."""
     if not isinstance(network, Ensemble):
         return network, histories[0]
-    n_trained = max(len(histories) - histories[-1].attrs["interrupted"], 1)
+    n_trained = max(len(histories) - ("interrupted" in histories[-1].attrs), 1)
     network.members = network.members[:n_trained]
     numbered = [h.assign(network=k) for k, h in enumerate(histories[:n_trained], 1)]
     return network, pd.concat(numbered, ignore_index=True).reindex(columns=["network", *histories[0].columns])
