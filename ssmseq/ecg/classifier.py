@@ -18,6 +18,7 @@ _LONG = {
     "stem_stride": 4,
     "window": 2.5,
     "stride": 1.25,
+    "pooling": "max",
     "dropout": 0.1,
 }
 _TRAINING = {"learning_rate": 1e-3, "batch_size": 16, "max_epochs": 30, "patience": None, "validation_fraction": 0.1}
@@ -27,8 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"pooling": "class_token", "drop_path": 0.1, "sampling_rate": 500.0, "window": 16.384, "augment": ["mixup"]}
     | {"optimizer": "adam", "weight_decay": 0.0, "learning_rate": 3e-4, "batch_size": 30, "max_epochs": 60}
     | {"patience": 5, "validation_fraction": 0.1},
-    "dense": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "vim", "d_state": 16, "pooling": "max"},
-    "hydra": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "hydra", "d_state": 64, "pooling": "max"},
+    "dense": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "vim", "d_state": 16},
+    "hydra": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "hydra", "d_state": 64},
     "cnn": {**_LONG, **_TRAINING, **_AUGMENT, "encoder": "cnn", "d_model": 64, "n_layers": 3},
 }
 
