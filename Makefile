@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/ssmseq demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -40,9 +40,11 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path[:1]]))
         options = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address="local", num_cpus=2, _temp_dir=str(folder), **options)
         yield ray
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)  # Ray leaves its own, which keeps forked pools of later tests from ending
 
 
 @pytest.fixture
