@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pandas as pd
@@ -95,3 +96,11 @@ def test_nothing_is_left_running_after_an_interrupt(tmp_path, checkpoints, monke
         signal.signal(signal.SIGINT, before)
     assert len(started) == 1
     assert started[0].wait(60) == -signal.SIGKILL
+
+
+def test_no_process_starts_after_the_end(monkeypatch):
+    monkeypatch.setattr(runner, "_start", lambda environment: pytest.fail("started"))
+    processes = runner.Processes()
+    processes.end()
+    with pytest.raises(CancelledError, match="interrupted"):
+        processes.start({})

@@ -11,7 +11,7 @@ from ecg_waves import as_records, small, waves
 from lightning.pytorch import Callback
 
 from ssmseq import load
-from ssmseq.ecg import SaliencyDisplay, write_model_report
+from ssmseq.ecg import SaliencyDisplay, fitting, write_model_report
 
 SETTINGS = {"max_epochs": 2, "window": 1.0, "augment": ["noise"], "dropout": 0.1}
 
@@ -37,12 +37,16 @@ def weights_of(network) -> list[torch.Tensor]:
     return list(network.state_dict().values())
 
 
-def test_logits_are_the_mean_of_those_of_the_networks(data):
+def test_logits_are_the_mean_of_those_of_the_networks(data, monkeypatch):
     X, y = data
+    seeds, fit = [], fitting._fit_network
+    monkeypatch.setattr(fitting, "_fit_network", lambda *args: seeds.append(args[-1]) or fit(*args))
     est = small(**SETTINGS, n_networks=3).fit(X, y)
     single = small(**SETTINGS).fit(X, y)
     members = list(est.network_.members)
     assert len(members) == 3
+    assert len(set(seeds[:3])) == 3  # crops, shuffling and dropout differ as well
+    assert seeds[3] == seeds[0]
     for a, b in zip(weights_of(members[0]), weights_of(single.network_), strict=True):
         assert torch.equal(a, b)  # the first is the one that there would be alone
     logits = []

@@ -238,6 +238,12 @@ def test_refits_see_nothing_after_their_cutoff(waves):
         np.testing.assert_allclose(rows["RidgeForecaster"], expected, rtol=1e-9)
 
 
+def test_recalibration_with_too_few_rows_names_the_remedy(waves):
+    est = RidgeForecaster(horizon=4, lookback=8).fit(waves)
+    with pytest.raises(ValueError, match="level=95 needs more windows before the first cutoff .* give more rows"):
+        est.backtest(waves.iloc[:40], n_windows=4, level=[95], recalibrate=1)
+
+
 def test_recalibration_uses_only_rows_before_the_cutoff(waves):
     est = RidgeForecaster(horizon=4, lookback=8).fit(waves)
     options = {"n_windows": 6, "step": 2, "level": [80], "recalibrate": 2}

@@ -56,12 +56,13 @@ def half_widths(bounds: Tensor | None, lookback: Tensor, levels: tuple, n_variat
         )
     if bounds.shape[1] not in (1, n_variates):
         raise ValueError("level= is calibrated for the variates of fit; leave it out for others")
-    return [_scaled_by_spread(bounds[p - 1], lookback, p) for p in levels]
+    remedy = "needs more validation windows than there were; validate on more rows"
+    return [_scaled_by_spread(bounds[p - 1], lookback, f"level={p} {remedy}") for p in levels]
 
 
-def _scaled_by_spread(bound: Tensor, lookback: Tensor, p: int) -> Tensor:
+def _scaled_by_spread(bound: Tensor, lookback: Tensor, complaint: str) -> Tensor:
     if torch.isinf(bound).any():
-        raise ValueError(f"level={p} needs more validation windows than there were; validate on more rows")
+        raise ValueError(complaint)
     return bound * window_spread(lookback.double())
 
 
@@ -187,7 +188,7 @@ def _renewed_half_widths(model, windows: Windows, starts: Tensor, lookback, leve
     first = max(0, int(starts[0]) - model.horizon_ - MOST_WINDOWS + 1)
     if first > int(starts[0]) - model.horizon_:
         raise ValueError("recalibrate needs windows that end before the first cutoff; give more rows before it")
-    scored = windows.at(torch.arange(first, max(int(starts[-1]), first + 1)))
+    scored = windows.at(torch.arange(first, int(starts[-1])))
     known = np.full((windows.n_targets, model.horizon_, len(scored) + model.horizon_ - 1), np.nan, np.float32)
     steps, done = np.arange(model.horizon_), 0
     for _, point, y, x, _ in forecasts(model, scored, range(len(scored))):
@@ -196,7 +197,8 @@ def _renewed_half_widths(model, windows: Windows, starts: Tensor, lookback, leve
     renewals = range(int(starts[0]) - first, int(starts[-1]) - first + 1, every)
     bounds = torch.from_numpy(renewed_bounds(known, renewals, levels))
     in_force = (starts - starts[0]) // every
-    return [_scaled_by_spread(bounds[i, in_force], lookback, p) for i, p in enumerate(levels)]
+    remedy = "needs more windows before the first cutoff than there are; give more rows before it, or fewer n_windows"
+    return [_scaled_by_spread(bounds[i, in_force], lookback, f"level={p} {remedy}") for i, p in enumerate(levels)]
 
 
 def _long_frame(blocks: list[dict], model: str, levels: tuple, layout) -> Any:
