@@ -60,7 +60,7 @@ class Scans:
         self.n_state = A.shape[1]
         groups = next((x.shape[2] for x in (B, C) if x.dim() == 4), 1)
         self.per_group = self.n_channels // groups
-        self.tile = common.tile_of(self.n_state, tiles, u.dtype == torch.float32)
+        self.tile = common.tile_of(self.n_state, tiles)
         self.blocks = triton.cdiv(self.per_group, self.tile.channels)
         self.rows = self.n_batch * groups * self.blocks * len(tensors)
         self.parts, self.part_steps = common.cut(self.length, self.rows)
@@ -72,6 +72,7 @@ class Scans:
             "HAS_BIAS": bias is not None,
             "HAS_SEQ": seq is not None,
             "FULL": self.per_group % self.tile.channels == 0,
+            "ALL": self.n_state == self.tile.states,
             "STATES": self.tile.states,
             "CHANNELS": self.tile.channels,
             "UNROLL": self.tile.unroll,
@@ -90,7 +91,7 @@ class Scans:
     def shape(self) -> tuple[int, ...]:
         """Return the numbers that all kernels of the scan take."""
         sizes = (self.length, self.n_channels, self.n_state, self.blocks, self.per_group)
-        return (*sizes, self.parts, self.part_steps, 1)
+        return (*sizes, self.parts, self.part_steps, 0)
 
     def link(self, pointers, carry: int, edges: list[Tensor | None], adjoint: bool) -> None:
         """Turn what the parts hand on, at place `carry` of the pointers, into what they receive."""
@@ -140,6 +141,7 @@ def _dense(tensors: tuple) -> list[Any]:
     """The tensors of a scan, weights per channel made contiguous."""
     u, delta, A, B, C, D, z, bias, state, seq = tensors
     D, bias = contiguous(D, bias)
+    B, C = B.float(), C.float()
     return [u, delta, A, B, C, D, z, bias, state, seq]
 
 
@@ -261,8 +263,7 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
     edges = [x[1] for x in scans_]
     sg = scans_[0][0].stride()
     if scan.parts > 1:
-        more = {k: v for k, v in scan.flags.items() if k != "UNROLL"}
-        more |= {k: scan.more[k] for k in ("CONST_C", "HAS_Z")}
+        more = scan.flags | {k: scan.more[k] for k in ("CONST_C", "HAS_Z")}
         grid = (scan.rows * (scan.parts - 1),)
         adjoints.adjoint_ends_kernel[grid](*pointers, scan.strides, sg, *scan.shape(), **more, **scan.options)
         scan.link(pointers, 13, edges, True)
@@ -283,8 +284,7 @@ def _backward_pointers(scan, scans_, results, partials):
 
 def _launch_backward(scan, pointers, result_strides):
     tile = scan.tile
-    slots = common.SEGMENT + common.CHUNK // common.SEGMENT
-    room = slots * tile.states * tile.channels
+    room = common.CHUNK // tile.unroll * tile.states * tile.channels
     pieces = scan.rows * scan.parts
     programs = max(min(pieces, common.SCRATCH // (4 * room)), 1)
     adjoints.backward_kernel[(programs,)](

@@ -1,11 +1,9 @@
 """What the Triton kernels share: constants, arithmetic, and how the work is laid over programs.
 
 Only the triton_* modules import triton. A tile of states is [N, channels] with channels side by side in memory, so that
-a thread owns all states of its channels and sums over states stay inside it. Time is counted in the order of the scan;
-`when` turns that count into a place on the time axis.
-
-Pointers to a whole tile are multiplied by `one`, a one that the compiler does not know: it then cannot choose vectors
-along a tile's axes, whose layout would spread the states of a channel over threads and every sum over shuffles.
+each thread owns some states of some channels. Time is counted in the order of the scan, `start + j` with `start` a step
+where a chunk begins; `when` turns `start` into a place on the time axis, and j, at most a chunk long, is multiplied by
+strides in 32 bits.
 """
 
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
@@ -21,8 +19,7 @@ if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 4):
     raise ImportError(f"the GPU kernels need Triton 3.4 or newer, found {triton.__version__}: upgrade torch or triton")
 
 CHUNK = 64  # steps between the states that a forward pass keeps for the backward pass
-SEGMENT = 16  # steps of it whose states the backward pass keeps at a time
-SCRATCH = 1 << 27  # bytes at most for them, over all programs
+SCRATCH = 1 << 27  # bytes at most for the states that programs of the backward pass keep for themselves
 PROGRAMS_WANTED = 1056  # two per warp scheduler of a chip of 132 multiprocessors; with fewer, time is cut into parts
 LONGEST_UNCUT = 256  # steps; shorter inputs are never cut
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -38,7 +35,9 @@ class Tile(NamedTuple):
     unroll: int
 
 
-# By padded states: channels, warps, steps whose inputs are fetched together (to wait for memory once).
+# By padded states: channels, warps, steps whose inputs are fetched together (to wait for memory once). Forward a thread
+# owns all states of a channel where they fit in its registers, and no sum over states crosses threads; backward, where
+# sums over channels are as many, four states of four channels.
 FORWARD_TILES = {
     1: (32, 1, 4),
     2: (32, 1, 4),
@@ -47,29 +46,28 @@ FORWARD_TILES = {
     16: (32, 1, 4),
     32: (32, 2, 4),
     64: (32, 4, 4),
-    128: (16, 8, 2),
+    128: (32, 8, 2),
     256: (16, 16, 1),
 }
 BACKWARD_TILES = {
-    1: (16, 1, 2),
-    2: (16, 1, 2),
-    4: (16, 1, 2),
-    8: (16, 1, 2),
-    16: (16, 1, 2),
-    32: (32, 4, 2),
-    64: (32, 8, 2),
-    128: (8, 8, 1),
-    256: (4, 8, 1),
+    1: (32, 1, 4),
+    2: (32, 1, 4),
+    4: (32, 1, 4),
+    8: (32, 1, 2),
+    16: (32, 1, 2),
+    32: (32, 2, 2),
+    64: (32, 4, 2),
+    128: (16, 8, 2),
+    256: (16, 16, 1),
 }
 
 
-def tile_of(n_state: int, tiles: dict[int, tuple[int, int, int]], wide: bool) -> Tile:
-    """Look up the tile for a number of states; wide inputs wait in twice the registers, so half as many are fetched."""
+def tile_of(n_state: int, tiles: dict[int, tuple[int, int, int]]) -> Tile:
+    """Look up the tile for a number of states."""
     states = triton.next_power_of_2(n_state)
     if states not in tiles:
         raise ValueError(f"the Triton scan takes at most {max(tiles)} states, got {n_state}")
-    channels, warps, unroll = tiles[states]
-    return Tile(states, channels, warps, max(unroll // 2, 1) if wide else unroll)
+    return Tile(states, *tiles[states])
 
 
 def options(warps: int) -> dict[str, Any]:
@@ -149,16 +147,26 @@ def vector(pointer, d, live, GIVEN: tl.constexpr):
 
 
 @triton.jit
-def row(pointer, place, stride, mask):
-    """One value per channel of one step."""
-    return tl.load(pointer + place * stride, mask=mask, other=0.0).to(tl.float32)
+def pinned(pointer, across, zero):
+    """Zeros in the shape of `across`, loaded from nowhere.
+
+    A compiler lays a tile over threads as the last load of one asks for, in all versions from 3.4 to 3.9. This is that
+    load: its mask is empty, as `zero` is, which the compiler does not know.
+    """
+    return tl.load(pointer + across, mask=tl.zeros(across.shape, tl.int32) + zero > 0, other=0.0)
 
 
 @triton.jit
-def mixer_base(mixer, batch, group, n, d, one, strides, CONSTANT: tl.constexpr):
+def row(pointer, offset, mask):
+    """One value per channel of one step."""
+    return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def mixer_base(mixer, batch, group, n, d, strides, CONSTANT: tl.constexpr):
     """Pointers to B or C at time zero, [N, 1], or [N, channels] if constant."""
     if CONSTANT:
-        return mixer + (d * one)[None, :] * strides[0] + (n * one)[:, None] * strides[1]
+        return mixer + d[None, :] * strides[0] + n[:, None] * strides[1]
     else:
         return mixer + batch * strides[0] + group * strides[2] + n[:, None] * strides[3]
 
@@ -167,27 +175,30 @@ def mixer_base(mixer, batch, group, n, d, one, strides, CONSTANT: tl.constexpr):
 def mixer_fixed(base, tile, otherwise, CONSTANT: tl.constexpr):
     """The tile of a constant mixer; something that is not looked at for one that changes with time."""
     if CONSTANT:
-        return tl.load(base, mask=tile, other=0.0).to(tl.float32)
+        return tl.load(base, mask=tile, other=0.0).to(tl.float32) + otherwise
     else:
         return otherwise
 
 
 @triton.jit
-def mixer_row(base, fixed, place, stride, mask, CONSTANT: tl.constexpr):
+def mixer_row(base, fixed, offset, n_mask, CONSTANT: tl.constexpr, ALL: tl.constexpr):
     """B or C of one step, [N, 1] or [N, channels]."""
     if CONSTANT:
         return fixed
+    elif ALL:
+        return tl.load(base + offset).to(tl.float32)
     else:
-        return tl.load(base + place * stride, mask=mask, other=0.0).to(tl.float32)
+        return tl.load(base + offset, mask=n_mask[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def restarts(seq, stride, t, end, length, back, GIVEN: tl.constexpr):
-    """Whether step t belongs to another sequence than step t - 1."""
+def restarts(seq, stride, j, count, start, GIVEN: tl.constexpr):
+    """Whether step start + j belongs to another sequence than the step before it."""
     if GIVEN:
-        inside = (t > 0) & (t < end)
-        now = tl.load(seq + when(t, length, back) * stride, mask=inside, other=0)
-        before = tl.load(seq + when(t - 1, length, back) * stride, mask=inside, other=0)
+        step = tl.zeros([], tl.int32) + j
+        inside = (start + step > 0) & (step < count)
+        now = tl.load(seq + j * stride, mask=inside, other=0)
+        before = tl.load(seq + (j - 1) * stride, mask=inside, other=0)
         return now != before
     else:
         return 0
@@ -214,39 +225,62 @@ def channels_of(block, blocks, per_group, CHANNELS: tl.constexpr, FULL: tl.const
 
 
 @triton.jit
-def source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B):
+def decays_of(first, second, strides, back, d, n, tile):
+    """A log2(e) of a block of channels."""
+    A = pick(first[2], second[2], back) + d[None, :] * strides[3][0] + n[:, None] * strides[3][1]
+    return tl.load(A, mask=tile, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile):
     """What the states of a block of channels are moved by: pointers at time zero, strides along time, fixed tiles."""
-    su, sdelta, sA, sB, sseq = strides[0], strides[1], strides[3], strides[4], strides[7]
-    tile = (n < n_state)[:, None] & live[None, :]
-    A = pick(first[2], second[2], back) + (d * one)[None, :] * sA[0] + (n * one)[:, None] * sA[1]
-    A2 = tl.load(A, mask=tile, other=0.0).to(tl.float32) * LOG2E
-    B = mixer_base(pick(first[3], second[3], back), batch, group, n, d, one, sB, CONST_B)
+    su, sdelta, sB, sseq = strides[0], strides[1], strides[4], strides[7]
+    B = mixer_base(pick(first[3], second[3], back), batch, group, n, d, sB, CONST_B)
     return (
         pick(first[0], second[0], back) + batch * su[0] + d * su[2],
         su[1],
         pick(first[1], second[1], back) + batch * sdelta[0] + d * sdelta[2],
         sdelta[1],
-        vector(pick(first[7], second[7], back), d, live, HAS_BIAS),
         B,
         sB[1],
-        mixer_fixed(B, tile, A2, CONST_B),
         pick(first[9], second[9], back) + batch * sseq[0],
         sseq[1],
-        A2,
+        vector(pick(first[7], second[7], back), d, live, HAS_BIAS),
+        mixer_fixed(B, tile, pin, CONST_B),
     )
 
 
 @triton.jit
-def fetch(t, end, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B):
-    """u, step size, its derivative, B, and whether a sequence begins at step t; from the end on nothing that moves."""
-    u, su, delta, sdelta, bias, B, sB, fixed, seq, sseq, _A2 = source
-    place = when(t, length, back)
-    here = where_less(live, t, end)
-    x = row(u, place, su, here)
-    dt = row(delta, place, sdelta, here) + bias
+def moved(source, place, sign):
+    """The same from a place on the time axis on; `sign` is -1 if the scan runs back."""
+    u, su, delta, sdelta, B, sB, seq, sseq, bias, fixed = source
+    return (
+        u + place * su,
+        su * sign,
+        delta + place * sdelta,
+        sdelta * sign,
+        B + place * sB,
+        sB * sign,
+        seq + place * sseq,
+        sseq * sign,
+        bias,
+        fixed,
+    )
+
+
+@triton.jit
+def fetch(j, count, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL):
+    """u, step size, its derivative, B, and whether a sequence begins, at the j-th step from `start` on.
+
+    From step `count` on, u and the step size are zero, so that nothing moves.
+    """
+    u, su, delta, sdelta, B, sB, seq, sseq, bias, fixed = source
+    here = where_less(live, j, count)
+    x = row(u, j * su, here)
+    dt = row(delta, j * sdelta, here) + bias
     slope = dt
     if SOFTPLUS:
         dt, slope = softplus(dt)
     dt = tl.where(here, dt, 0.0)
-    mixer = mixer_row(B, fixed, place, sB, where_less(n_mask[:, None], t, end), CONST_B)
-    return x, dt, slope, mixer, restarts(seq, sseq, t, end, length, back, HAS_SEQ)
+    mixer = mixer_row(B, fixed, tl.minimum(j, count - 1) * sB, n_mask, CONST_B, ALL)
+    return x, dt, slope, mixer, restarts(seq, sseq, j, count, start, HAS_SEQ)

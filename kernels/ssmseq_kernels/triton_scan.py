@@ -17,11 +17,14 @@ from ssmseq_kernels.triton_common import (
     LOG2E,
     channels_of,
     decay,
+    decays_of,
     fetch,
     mixer_base,
     mixer_fixed,
     mixer_row,
+    moved,
     pick,
+    pinned,
     row,
     sigmoid,
     source_of,
@@ -31,18 +34,17 @@ from ssmseq_kernels.triton_common import (
 )
 
 CHUNK = tl.constexpr(common.CHUNK)
-UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "one")
+UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "zero")
 
 
 @triton.jit
-def fetch_output(t, end, length, back, outlet, live, n_mask, HAS_Z, CONST_C):
-    """C of step t, and the gate's factor."""
+def fetch_output(j, count, outlet, live, n_mask, HAS_Z, CONST_C, ALL):
+    """C of the j-th step, and the gate's factor."""
     C, sC, fixed, z, sz = outlet
-    place = when(t, length, back)
-    mixer = mixer_row(C, fixed, place, sC, where_less(n_mask[:, None], t, end), CONST_C)
+    mixer = mixer_row(C, fixed, tl.minimum(j, count - 1) * sC, n_mask, CONST_C, ALL)
     gate = tl.full(live.shape, 1.0, tl.float32)
     if HAS_Z:
-        gate = row(z, place, sz, where_less(live, t, end))
+        gate = row(z, j * sz, where_less(live, j, count))
         gate = gate * sigmoid(gate)
     return mixer, gate
 
@@ -60,7 +62,7 @@ def forward_kernel(
     per_group,
     parts,
     part_steps,
-    one,
+    zero,
     DIRECTION: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CONST_B: tl.constexpr,
@@ -74,6 +76,7 @@ def forward_kernel(
     FINAL: tl.constexpr,
     LINKED: tl.constexpr,
     FULL: tl.constexpr,
+    ALL: tl.constexpr,
     STATES: tl.constexpr,
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -92,46 +95,51 @@ def forward_kernel(
     n_mask = n < n_state
     tile = n_mask[:, None] & live[None, :]
 
-    source = source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B)
-    A2 = source[10]
-    sz, sC, sh = strides[2], strides[5], strides[6]
-    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, one, sC, CONST_C)
-    z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
-    outlet = (C, sC[1], mixer_fixed(C, tile, A2, CONST_C), z, sz[1])
-    skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-    y = pick(first[10], second[10], back) + batch * sy[0] + d * sy[2]
-
-    across = (n * one)[:, None] * tl.full([], n_channels, tl.int64) + (d * one)[None, :]
+    across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :] + zero
     size = tl.full([], n_channels, tl.int64) * n_state
+    sz, sC, sh = strides[2], strides[5], strides[6]
+    A2 = decays_of(first, second, strides, back, d, n, tile)
     h = tl.zeros([STATES, CHANNELS], tl.float32)
     if LINKED:
-        carry = pick(first[13], second[13], back) + (batch * parts + part) * size
-        h = tl.load(carry + across, mask=tile, other=0.0)
+        h = tl.load(pick(first[13], second[13], back) + (batch * parts + part) * size + across, mask=tile, other=0.0)
     elif HAS_STATE:
-        h0 = pick(first[8], second[8], back) + batch * sh[0] + (d * one)[None, :] * sh[1] + (n * one)[:, None] * sh[2]
+        h0 = pick(first[8], second[8], back) + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
         h = tl.load(h0, mask=tile, other=0.0).to(tl.float32)
+    pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
+    A2 += pin
+    h += pin
+    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
+    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, sC, CONST_C)
+    fixed = mixer_fixed(C, tile, pin, CONST_C)
+    z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
+    skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
+    y = pick(first[10], second[10], back) + batch * sy[0] + d * sy[2]
     kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
 
+    sign = 1 - 2 * back
     begin = part * part_steps
     end = tl.minimum(begin + part_steps, length)
     for start in range(begin, end, CHUNK):
-        stop = tl.minimum(start + CHUNK, end)
-        for t in range(start, stop, UNROLL):
+        count = tl.minimum(CHUNK, end - start)
+        place = when(start, length, back)
+        now = moved(source, place, sign)
+        outlet = (C + place * sC[1], sC[1] * sign, fixed, z + place * sz[1], sz[1] * sign)
+        rows, sr = y + place * sy[1], sy[1] * sign
+        for j in range(0, count, UNROLL):
             moves, outs = (), ()
             for k in tl.static_range(UNROLL):
-                moves += (fetch(t + k, stop, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
-                outs += (fetch_output(t + k, stop, length, back, outlet, live, n_mask, HAS_Z, CONST_C),)
+                moves += (fetch(j + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                outs += (fetch_output(j + k, count, outlet, live, n_mask, HAS_Z, CONST_C, ALL),)
             for k in tl.static_range(UNROLL):
                 x, dt, _slope, enters, restart = moves[k]
                 leaves, gate = outs[k]
                 h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
                 value = (tl.sum(h * leaves, axis=0) + skip * x) * gate
-                place = when(t + k, length, back)
-                tl.store(y + place * sy[1], value.to(y.dtype.element_ty), mask=where_less(live, t + k, stop))
+                tl.store(rows + (j + k) * sr, value.to(y.dtype.element_ty), mask=where_less(live, j + k, count))
         if KEEP:
-            tl.store(kept + (start // CHUNK) * size + across, h, mask=where_less(tile, stop, length))
+            tl.store(kept + (start // CHUNK) * size + across, h, mask=where_less(tile, start + count, length))
     if FINAL:
-        final = pick(first[11], second[11], back) + batch * size + (d * one)[None, :] * n_state + (n * one)[:, None]
+        final = pick(first[11], second[11], back) + batch * size + d[None, :] * n_state + n[:, None]
         tl.store(final, h, mask=where_less(tile, length, end + 1))
 
 
@@ -147,13 +155,14 @@ def ends_kernel(
     per_group,
     parts,
     part_steps,
-    one,
+    zero,
     DIRECTION: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CONST_B: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SEQ: tl.constexpr,
     FULL: tl.constexpr,
+    ALL: tl.constexpr,
     STATES: tl.constexpr,
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -170,26 +179,30 @@ def ends_kernel(
     group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
     n = tl.arange(0, STATES)
     n_mask = n < n_state
-    source = source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B)
-    A2 = source[10]
-    h = tl.zeros([STATES, CHANNELS], tl.float32)
+    tile = n_mask[:, None] & live[None, :]
+    across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :] + zero
+    A2 = decays_of(first, second, strides, back, d, n, tile)
+    pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
+    A2 += pin
+    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
+    h = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
     begin = part * part_steps
-    for t in range(begin, begin + part_steps, UNROLL):
-        moves = ()
-        for k in tl.static_range(UNROLL):
-            moves += (fetch(t + k, length, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
-        for k in tl.static_range(UNROLL):
-            x, dt, _slope, enters, restart = moves[k]
-            h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
-            total += dt
-            if HAS_SEQ:
-                opened = tl.where(restart, 0.0, opened)
+    for start in range(begin, begin + part_steps, CHUNK):
+        now = moved(source, when(start, length, back), 1 - 2 * back)
+        for j in range(0, CHUNK, UNROLL):
+            moves = ()
+            for k in tl.static_range(UNROLL):
+                moves += (fetch(j + k, CHUNK, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+            for k in tl.static_range(UNROLL):
+                x, dt, _slope, enters, restart = moves[k]
+                h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
+                total += dt
+                if HAS_SEQ:
+                    opened = tl.where(restart, 0.0, opened)
     slot = batch * parts + part
-    carry = pick(first[13], second[13], back) + slot * n_state * n_channels
-    across = (n * one)[:, None] * tl.full([], n_channels, tl.int64) + (d * one)[None, :]
-    tl.store(carry + across, h, mask=n_mask[:, None] & live[None, :])
+    tl.store(pick(first[13], second[13], back) + slot * n_state * n_channels + across, h, mask=tile)
     sums = pick(first[14], second[14], back) + slot * 2 * n_channels + d
     tl.store(sums, total, mask=live)
     tl.store(sums + n_channels, opened, mask=live)

@@ -1,13 +1,15 @@
 """The selective scan backward in Triton: states of one chunk are recomputed, then the adjoint runs back through them.
 
 A chunk starts from the state that the forward pass kept. It is walked once to find the state that enters each of its
-segments; then, from the last segment to the first, the states of a segment are recomputed into memory of the program,
-which stays in the caches, and read back in reverse. The state before a step is read itself, never found by subtraction.
-Sums over channels (for B and C) go to memory of each block of channels, those over time (for A, D and the bias) are
-taken chunk by chunk; the launcher adds them up in one order.
+segments, of a few steps; these go to memory of the program, which stays in the caches. Then, from the last segment to
+the first, the states of a segment are found again and held in registers while the adjoint passes its steps in reverse.
+The state before a step is used itself, never found by subtraction. Sums over channels (for B and C) go to memory of
+each block of channels, those over time (for A, D and the bias) are taken chunk by chunk; the launcher adds them up in
+one order.
 
-Programs take block after block, so that the memory for states does not grow with the batch. Where time is cut into
-parts, a first pass finds the adjoint that each part hands to the part before it.
+Threads own four neighbouring states of some channels: sums over states and sums over channels then both cross only a
+few threads. Programs take block after block, so that the memory for states does not grow with the batch. Where time is
+cut into parts, a first pass finds the adjoint that each part hands to the part before it.
 """
 
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
@@ -22,11 +24,14 @@ from ssmseq_kernels.triton_common import (
     LN2,
     channels_of,
     decay,
+    decays_of,
     fetch,
     mixer_base,
     mixer_fixed,
     mixer_row,
+    moved,
     pick,
+    pinned,
     row,
     sigmoid,
     source_of,
@@ -36,8 +41,7 @@ from ssmseq_kernels.triton_common import (
 )
 
 CHUNK = tl.constexpr(common.CHUNK)
-SEGMENT = tl.constexpr(common.SEGMENT)
-UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "n_tiles")
+UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "n_tiles", "zero")
 
 
 @triton.jit
@@ -52,34 +56,41 @@ def locate(index, direction, n_blocks, parts):
 
 
 @triton.jit
-def inlet_of(first, second, strides, one, sg, back, batch, group, d, n, tile, otherwise, CONST_C):
-    """What the adjoint is moved by: the gradient of y, C and the gate, at time zero."""
+def inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C):
+    """What the adjoint is moved by: C, the gate and the gradient of y, at time zero."""
     sz, sC = strides[2], strides[5]
-    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, one, sC, CONST_C)
-    fixed = mixer_fixed(C, tile, otherwise, CONST_C)
+    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, sC, CONST_C)
     z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
     grad = pick(first[10], second[10], back) + batch * sg[0] + d * sg[2]
-    return C, sC[1], fixed, z, sz[1], grad, sg[1]
+    return C, sC[1], z, sz[1], grad, sg[1], mixer_fixed(C, tile, pin, CONST_C)
 
 
 @triton.jit
-def fetch_gradient(place, inlet, live, n_mask, HAS_Z, CONST_C):
-    """Gradient of y before the gate, gradient of y, gate, its logistic function, and C of one step."""
-    C, sC, fixed, z, sz, grad, sg = inlet
-    mixer = mixer_row(C, fixed, place, sC, n_mask[:, None], CONST_C)
-    out = row(grad, place, sg, live)
+def inlet_at(inlet, place, sign):
+    """The same from a place on the time axis on."""
+    C, sC, z, sz, grad, sg, fixed = inlet
+    return C + place * sC, sC * sign, z + place * sz, sz * sign, grad + place * sg, sg * sign, fixed
+
+
+@triton.jit
+def fetch_gradient(j, count, inlet, live, n_mask, HAS_Z, CONST_C, ALL):
+    """Gradient of y before the gate, gradient of y, gate, its logistic function, and C of the j-th step."""
+    C, sC, z, sz, grad, sg, fixed = inlet
+    here = where_less(live, j, count)
+    mixer = mixer_row(C, fixed, tl.minimum(j, count - 1) * sC, n_mask, CONST_C, ALL)
+    out = row(grad, j * sg, here)
     before, gate, s = out, out, out
     if HAS_Z:
-        gate = row(z, place, sz, live)
+        gate = row(z, j * sz, here)
         s = sigmoid(gate)
         before = out * gate * s
     return before, out, gate, s, mixer
 
 
 @triton.jit
-def rows_sum(pointer, value, n, n_mask):
+def rows_sum(pointer, value, n, mask):
     """Store the sum over channels of a tile."""
-    tl.store(pointer + n, tl.sum(value, axis=1), mask=n_mask)
+    tl.store(pointer + n[:, None], tl.sum(value, axis=1)[:, None], mask=mask)
 
 
 @triton.jit
@@ -104,7 +115,7 @@ def backward_kernel(
     per_group,
     parts,
     part_steps,
-    one,
+    zero,
     DIRECTION: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CONST_B: tl.constexpr,
@@ -117,6 +128,7 @@ def backward_kernel(
     HAS_EDGE: tl.constexpr,
     LINKED: tl.constexpr,
     FULL: tl.constexpr,
+    ALL: tl.constexpr,
     STATES: tl.constexpr,
     CHANNELS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -128,48 +140,36 @@ def backward_kernel(
     n = tl.arange(0, STATES)
     n_mask = n < n_state
     size = tl.full([], n_channels, tl.int64) * n_state
-    local = n[:, None] * CHANNELS + (tl.arange(0, CHANNELS) * one)[None, :]
-    slots = scratch + (tl.full([], 0, tl.int64) + tl.program_id(0)) * ((SEGMENT + CHUNK // SEGMENT) * STATES * CHANNELS)
+    local = tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None]
+    slots = scratch + (tl.full([], 0, tl.int64) + tl.program_id(0)) * (CHUNK // UNROLL * STATES * CHANNELS)
     for index in range(tl.program_id(0), n_tiles, tl.num_programs(0)):
         back, block, part, batch = locate(index, DIRECTION, n_blocks, parts)
+        sign = 1 - 2 * back
         group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
         tile = n_mask[:, None] & live[None, :]
         across = n[:, None] * n_channels + d.to(tl.int32)[None, :]
-        source = source_of(
-            first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B
-        )
-        A2 = source[10]
-        inlet = inlet_of(first, second, strides, one, sg, back, batch, group, d, n, tile, A2, CONST_C)
-        skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-        du = pick(first[15], second[15], back) + batch * sdu[0] + d * sdu[2]
-        ddelta = pick(first[16], second[16], back) + batch * sdd[0] + d * sdd[2]
-        dz = pick(first[17], second[17], back) + batch * sdz[0] + d * sdz[2]
+        A2 = decays_of(first, second, strides, back, d, n, tile)
         slot = batch * parts + part
-        dA = pick(first[19], second[19], back) + slot * size
-        rows = ((block % blocks) * n_batch + batch) * length * (n_channels // per_group) + group
-        dB, dC = pick(first[20], second[20], back), pick(first[21], second[21], back)
-        if CONST_B:
-            dB += slot * size
-        else:
-            dB += rows * n_state
-        if CONST_C:
-            dC += slot * size
-        else:
-            dC += rows * n_state
-        kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
-        per_step = tl.full([], 0, tl.int64) + n_channels // per_group * n_state
-
         g = tl.zeros([STATES, CHANNELS], tl.float32)
         if LINKED:
             g = tl.load(pick(first[13], second[13], back) + slot * size + across, mask=tile, other=0.0)
         elif HAS_EDGE:
-            edge = (
-                pick(first[11], second[11], back)
-                + batch * se[0]
-                + (d * one)[None, :] * se[1]
-                + (n * one)[:, None] * se[2]
-            )
+            edge = pick(first[11], second[11], back) + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
             g = tl.load(edge, mask=tile, other=0.0).to(tl.float32)
+        pin = pinned(slots, local, zero)
+        A2 += pin
+        g += pin
+        source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
+        inlet = inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C)
+        skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
+        du = pick(first[15], second[15], back) + batch * sdu[0] + d * sdu[2]
+        ddelta = pick(first[16], second[16], back) + batch * sdd[0] + d * sdd[2]
+        dz = pick(first[17], second[17], back) + batch * sdz[0] + d * sdz[2]
+        dA = pick(first[19], second[19], back) + slot * size
+        dB, dC = pick(first[20], second[20], back), pick(first[21], second[21], back)
+        groups = n_channels // per_group
+        rows = (((block % blocks) * n_batch + batch) * length * groups + group) * n_state
+        kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
         sum_D = tl.zeros([CHANNELS], tl.float32)
         sum_bias = tl.zeros([CHANNELS], tl.float32)
 
@@ -178,96 +178,89 @@ def backward_kernel(
         chunks = (end - begin + CHUNK - 1) // CHUNK
         for i in range(0, chunks):
             start = begin + (chunks - 1 - i) * CHUNK
-            stop = tl.minimum(start + CHUNK, end)
+            count = tl.minimum(CHUNK, end - start)
+            place = when(start, length, back)
+            now, grads = moved(source, place, sign), inlet_at(inlet, place, sign)
+            du_now, ddelta_now, dz_now = du + place * sdu[1], ddelta + place * sdd[1], dz + place * sdz[1]
+            mixers = rows + place * (groups * n_state)
+            per_step = sign * (groups * n_state)
             h = tl.load(kept + (start // CHUNK - 1) * size + across, mask=where_less(tile, 0, start), other=0.0)
             if HAS_STATE:
-                h0 = (
-                    pick(first[8], second[8], back)
-                    + batch * sh[0]
-                    + (d * one)[None, :] * sh[1]
-                    + (n * one)[:, None] * sh[2]
-                )
+                h0 = pick(first[8], second[8], back) + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
                 h += tl.load(h0, mask=where_less(tile, start, 1), other=0.0).to(tl.float32)
-            segments = (stop - start + SEGMENT - 1) // SEGMENT
-            tl.store(slots + SEGMENT * STATES * CHANNELS + local, h)
-            for j in range(0, segments - 1):
-                for t in range(start + j * SEGMENT, start + (j + 1) * SEGMENT, UNROLL):
-                    moves = ()
-                    for k in tl.static_range(UNROLL):
-                        moves += (fetch(t + k, stop, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
-                    for k in tl.static_range(UNROLL):
-                        x, dt, slope, B, restart = moves[k]
-                        h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * B
-                tl.store(slots + (SEGMENT + 1 + j) * STATES * CHANNELS + local, h)
+            h += pinned(slots, local, zero)
+            segments = (count + UNROLL - 1) // UNROLL
+            tl.store(slots + local, h)
+            for segment in range(1, segments):
+                moves = ()
+                for k in tl.static_range(UNROLL):
+                    j = (segment - 1) * UNROLL + k
+                    moves += (fetch(j, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                for k in tl.static_range(UNROLL):
+                    x, dt, slope, B, restart = moves[k]
+                    h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * B
+                tl.store(slots + segment * (STATES * CHANNELS) + local, h)
+            tl.debug_barrier()
             sum_A = tl.zeros([STATES, CHANNELS], tl.float32)
             sum_B, sum_C = sum_A, sum_A
             part_D = tl.zeros([CHANNELS], tl.float32)
             part_bias = tl.zeros([CHANNELS], tl.float32)
-            for j in range(0, segments):
-                at = start + (segments - 1 - j) * SEGMENT
-                until = tl.minimum(at + SEGMENT, stop)
-                tl.debug_barrier()
-                h = tl.load(slots + (SEGMENT + segments - 1 - j) * STATES * CHANNELS + local)
-                for t in range(at, until, UNROLL):
-                    moves = ()
-                    for k in tl.static_range(UNROLL):
-                        moves += (fetch(t + k, until, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B),)
-                    for k in tl.static_range(UNROLL):
-                        x, dt, slope, B, restart = moves[k]
-                        tl.store(slots + (t - at + k) * STATES * CHANNELS + local, h)
-                        h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * B
-                tl.debug_barrier()
-                for r in range(0, until - at):
-                    t = until - 1 - r
-                    place = when(t, length, back)
-                    before = tl.load(slots + (t - at) * STATES * CHANNELS + local)
-                    x, dt, slope, B, restart = fetch(
-                        t, until, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B
-                    )
-                    dy, dout, gate, s, C = fetch_gradient(place, inlet, live, n_mask, HAS_Z, CONST_C)
+            for r in range(0, segments):
+                at = (segments - 1 - r) * UNROLL
+                h = tl.load(slots + (segments - 1 - r) * (STATES * CHANNELS) + local)
+                moves, outs, states = (), (), ()
+                for k in tl.static_range(UNROLL):
+                    moves += (fetch(at + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                    outs += (fetch_gradient(at + k, count, grads, live, n_mask, HAS_Z, CONST_C, ALL),)
+                for k in tl.static_range(UNROLL):
+                    x, dt, slope, B, restart = moves[k]
+                    states += (h,)
+                    h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * B
+                for k in tl.static_range(UNROLL - 1, -1, -1):
+                    j = at + k
+                    here = where_less(live, j, count)
+                    in_row = where_less(n_mask[:, None], j, count)
+                    x, dt, slope, B, restart = moves[k]
+                    dy, dout, gate, s, C = outs[k]
                     if HAS_Z:
                         value = tl.sum(h * C, axis=0) + skip * x
                         grad_z = dout * value * s * (1.0 + gate * (1.0 - s))
-                        tl.store(dz + place * sdz[1], grad_z.to(dz.dtype.element_ty), mask=live)
+                        tl.store(dz_now + j * (sdz[1] * sign), grad_z.to(dz.dtype.element_ty), mask=here)
                     adjoint = C * dy[None, :] + g
                     if CONST_C:
                         sum_C += h * dy[None, :]
                     else:
-                        rows_sum(dC + place * per_step, h * dy[None, :], n, n_mask)
+                        rows_sum(dC + mixers + j * per_step, h * dy[None, :], n, in_row)
                     if CONST_B:
                         sum_B += adjoint * (dt * x)[None, :]
                     else:
-                        rows_sum(dB + place * per_step, adjoint * (dt * x)[None, :], n, n_mask)
+                        rows_sum(dB + mixers + j * per_step, adjoint * (dt * x)[None, :], n, in_row)
                     g = decay(dt, A2, restart, HAS_SEQ) * adjoint
-                    through = g * before
+                    through = g * states[k]
                     sum_A += through * dt[None, :]
                     along = tl.sum(adjoint * B, axis=0)
                     grad_dt = tl.sum(through * A2, axis=0) * LN2 + along * x
                     if SOFTPLUS:
                         grad_dt = grad_dt * slope
                     grad_u = skip * dy + dt * along
-                    tl.store(du + place * sdu[1], grad_u.to(du.dtype.element_ty), mask=live)
-                    tl.store(ddelta + place * sdd[1], grad_dt.to(ddelta.dtype.element_ty), mask=live)
+                    tl.store(du_now + j * (sdu[1] * sign), grad_u.to(du.dtype.element_ty), mask=here)
+                    tl.store(ddelta_now + j * (sdd[1] * sign), grad_dt.to(ddelta.dtype.element_ty), mask=here)
                     part_D += dy * x
-                    part_bias += grad_dt
-                    h = before
+                    part_bias += tl.where(here, grad_dt, 0.0)
+                    h = states[k]
+            tl.debug_barrier()
             add_to(dA + across, sum_A, tile)
             if CONST_B:
-                add_to(dB + across, sum_B, tile)
+                add_to(dB + slot * size + across, sum_B, tile)
             if CONST_C:
-                add_to(dC + across, sum_C, tile)
+                add_to(dC + slot * size + across, sum_C, tile)
             sum_D += part_D
             sum_bias += part_bias
         sums = pick(first[22], second[22], back) + slot * 2 * n_channels + d
         tl.store(sums, sum_D, mask=live)
         tl.store(sums + n_channels, sum_bias, mask=live)
         if HAS_STATE:
-            dh = (
-                pick(first[18], second[18], back)
-                + batch * sdh[0]
-                + (d * one)[None, :] * sdh[1]
-                + (n * one)[:, None] * sdh[2]
-            )
+            dh = pick(first[18], second[18], back) + batch * sdh[0] + d[None, :] * sdh[1] + n[:, None] * sdh[2]
             tl.store(dh, g.to(dh.dtype.element_ty), mask=where_less(tile, part, 1))
 
 
@@ -284,7 +277,7 @@ def adjoint_ends_kernel(
     per_group,
     parts,
     part_steps,
-    one,
+    zero,
     DIRECTION: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     CONST_B: tl.constexpr,
@@ -293,8 +286,10 @@ def adjoint_ends_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SEQ: tl.constexpr,
     FULL: tl.constexpr,
+    ALL: tl.constexpr,
     STATES: tl.constexpr,
     CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Find the adjoint that a part (not the first) hands on from zero, its sum of steps, and if none begins anew."""
     n_blocks = n_channels // per_group * blocks
@@ -304,24 +299,37 @@ def adjoint_ends_kernel(
     n = tl.arange(0, STATES)
     n_mask = n < n_state
     tile = n_mask[:, None] & live[None, :]
-    source = source_of(first, second, strides, one, back, batch, group, d, n, n_state, live, HAS_BIAS, HAS_SEQ, CONST_B)
-    A2 = source[10]
-    inlet = inlet_of(first, second, strides, one, sg, back, batch, group, d, n, tile, A2, CONST_C)
-    g = tl.zeros([STATES, CHANNELS], tl.float32)
+    A2 = decays_of(first, second, strides, back, d, n, tile)
+    across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :]
+    pin = pinned(first[13], tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None], zero)
+    A2 += pin
+    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
+    inlet = inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C)
+    g = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
     begin = part * part_steps
     end = tl.minimum(begin + part_steps, length)
-    for r in range(0, end - begin):
-        t = end - 1 - r
-        _x, dt, _slope, _B, restart = fetch(t, end, length, back, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B)
-        dy, _dout, _gate, _s, C = fetch_gradient(when(t, length, back), inlet, live, n_mask, HAS_Z, CONST_C)
-        g = decay(dt, A2, restart, HAS_SEQ) * (C * dy[None, :] + g)
-        total += dt
-        if HAS_SEQ:
-            opened = tl.where(restart, 0.0, opened)
+    chunks = (end - begin + CHUNK - 1) // CHUNK
+    for i in range(0, chunks):
+        start = begin + (chunks - 1 - i) * CHUNK
+        count = tl.minimum(CHUNK, end - start)
+        place = when(start, length, back)
+        now, grads = moved(source, place, 1 - 2 * back), inlet_at(inlet, place, 1 - 2 * back)
+        for r in range(0, count, UNROLL):
+            at = (count + UNROLL - 1) // UNROLL * UNROLL - UNROLL - r
+            moves, outs = (), ()
+            for k in tl.static_range(UNROLL):
+                moves += (fetch(at + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                outs += (fetch_gradient(at + k, count, grads, live, n_mask, HAS_Z, CONST_C, ALL),)
+            for k in tl.static_range(UNROLL - 1, -1, -1):
+                _x, dt, _slope, _B, restart = moves[k]
+                dy, _dout, _gate, _s, C = outs[k]
+                g = decay(dt, A2, restart, HAS_SEQ) * (C * dy[None, :] + g)
+                total += dt
+                if HAS_SEQ:
+                    opened = tl.where(restart, 0.0, opened)
     slot = batch * parts + part
-    across = (n * one)[:, None] * tl.full([], n_channels, tl.int64) + (d * one)[None, :]
     tl.store(pick(first[13], second[13], back) + slot * n_state * n_channels + across, g, mask=tile)
     sums = pick(first[14], second[14], back) + slot * 2 * n_channels + d
     tl.store(sums, total, mask=live)

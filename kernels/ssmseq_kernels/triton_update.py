@@ -83,7 +83,7 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     D, delta_bias = contiguous(D, delta_bias)
     n_batch, n_channels = u.shape
     per_group = n_channels // B.shape[1]
-    tile = common.tile_of(state.shape[2], common.FORWARD_TILES, False)
+    tile = common.tile_of(state.shape[2], common.FORWARD_TILES)
     blocks = triton.cdiv(per_group, tile.channels)
     update_kernel[(n_batch * B.shape[1] * blocks,)](
         state,
