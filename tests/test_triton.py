@@ -263,6 +263,22 @@ def check_half_precision_is_computed_in_float32(dtype):
     assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
 
 
+def check_widening_first_changes_no_bit(kernels, monkeypatch):
+    halves = {k: v.half() if k in ALONG_TIME else v for k, v in make_inputs(2, 11, 8, 4).items()}
+    monkeypatch.setattr(kernels, "WORTH_WIDENING", 0)
+    first = run_with_gradients(scan_with_state, halves)
+    monkeypatch.setattr(kernels, "WORTH_WIDENING", 1 << 24)
+    found = run_with_gradients(scan_with_state, halves)
+    assert all(torch.equal(found[k], first[k]) and found[k].dtype == first[k].dtype for k in first)
+
+
+def check_steps_too_far_apart_are_refused():
+    u = torch.randn(1, 1, 3, device=DEVICE).as_strided((1, 1, 3), (1 << 24, 1 << 24, 1))
+    inputs = make_inputs(1, 1, 3, 2)
+    with pytest.raises(ValueError, match="delta has 16777216 elements between two steps"):
+        selective_scan(**inputs | {"delta": u})
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def check_double_is_served_by_the_reference(reverse):
     inputs = make_inputs(2, 9, 5, 3, dtype=torch.float64)

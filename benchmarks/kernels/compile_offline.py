@@ -205,8 +205,24 @@ def launches(name: str, arch: str) -> list[tuple]:
     return noted
 
 
+def innermost(lines: list[str]) -> Iterator[list[str]]:
+    """Bodies of the loops of disassembled code that hold no other loop, but for the handful of lines that spin."""
+    labels, code, loops = {}, [], []
+    for line in lines:
+        if label := re.match(r"(\.L_\w+):", line.strip()):
+            labels[label[1]] = len(code)
+        elif operation := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(operation[1])
+            target = re.search(r"BRA.*`\((\.L_\w+)\)", operation[1])
+            if target and len(code) - labels.get(target[1], len(code)) > 20:
+                loops.append((labels[target[1]], len(code)))
+    for begin, end in loops:
+        if not any(begin <= other[0] and other[1] <= end and other != (begin, end) for other in loops):
+            yield code[begin:end]
+
+
 def on_nvidia(cubin: bytes) -> dict[str, int]:
-    """Registers, bytes of stack, spilling instructions and all instructions of a compiled kernel."""
+    """Registers, bytes of stack, spilling instructions and all instructions of a compiled kernel, whole and in loops."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -214,6 +230,7 @@ def on_nvidia(cubin: bytes) -> dict[str, int]:
         code = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
+    inner = list(innermost(code.splitlines()))
     operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code)
     operations = [x for x in operations if x != "NOP"]
     spilled = sum(x.startswith(("LDL", "STL")) for x in operations)
@@ -222,6 +239,8 @@ def on_nvidia(cubin: bytes) -> dict[str, int]:
         "registers": int(found[1]),
         "stack": int(found[2]),
         "spills": spilled,
+        "inner spills": sum("LDL" in x or "STL" in x for loop in inner for x in loop),
+        "inner": sum(map(len, inner)),
         "instructions": len(operations),
         "shuffles": shuffled,
     }
@@ -239,6 +258,8 @@ def on_amd(code: str) -> dict[str, int]:
         "registers": number("vgpr_count"),
         "stack": number("private_segment_fixed_size"),
         "spills": number("vgpr_spill_count"),
+        "inner spills": 0,
+        "inner": 0,
         "instructions": len(operations),
         "shuffles": sum(x.startswith(("ds_bpermute", "ds_swizzle", "v_permlane")) for x in operations),
     }
@@ -280,8 +301,8 @@ def exceeded(key: str, found: dict[str, int], budget: dict[str, dict[str, int]])
     if key not in budget:
         return [f"{key}: not in the budget"]
     allowed = budget[key]
-    limits = {k: SLACK * allowed[k] for k in ("registers", "instructions")}
-    limits |= {k: allowed.get(k, 0) for k in ("spills", "stack")}
+    limits = {k: SLACK * allowed[k] for k in ("registers", "inner", "instructions")}
+    limits |= {k: allowed[k] for k in ("spills", "inner spills", "stack")}
     return [f"{key}: {found[k]} {k}, budget {allowed[k]}" for k, limit in limits.items() if found[k] > limit]
 
 
@@ -295,7 +316,7 @@ def main() -> int:
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     found, complaints, began = {}, [], time.monotonic()
     if not arguments.quiet:
-        print(f"triton {triton.__version__}\n{'':58} registers  stack  spills  instructions  shuffles")
+        print(f"triton {triton.__version__}\n{'':58} registers  stack  spills  inner spills  inner  instructions  shuffles")
     for key, figures in all_measurements(arguments.arch, arguments.case):
         found[key] = figures
         if not arguments.quiet:

@@ -36,6 +36,8 @@ __all__ = [
     "update",
     "update_checked",
 ]
+WIDEST_STEP = 1 << 24  # elements between two steps; kernels multiply them by the steps of a chunk in 32 bits
+WORTH_WIDENING = 1 << 24  # elements of u times states
 _STRIDED = (0, 1, 6, 2, 3, 4, 8, 9)  # u, delta, z, A, B, C, initial_state, seq_idx: as the kernels take their strides
 
 
@@ -137,11 +139,27 @@ def _alike(first: tuple, second: tuple) -> bool:
     return all(kind(a) == kind(b) for a, b in zip(first, second, strict=True))
 
 
-def _dense(tensors: tuple) -> list[Any]:
-    """The tensors of a scan, weights per channel made contiguous."""
+def _check_steps(**tensors: Tensor | None) -> None:
+    """Refuse tensors whose steps lie so far apart that kernels could not count a chunk of them in 32 bits."""
+    for name, x in tensors.items():
+        if x is not None and x.dim() > 1 and x.stride(1) >= WIDEST_STEP:
+            raise ValueError(
+                f"{name} has {x.stride(1)} elements between two steps, the Triton scan takes fewer than "
+                f"{WIDEST_STEP}: make it contiguous"
+            )
+
+
+def _prepared(tensors: tuple) -> list[Any]:
+    """The tensors of a scan as the kernels take them.
+
+    Weights per channel become contiguous. B and C, which every thread of a program widens for itself, are widened
+    once where the scan is long enough to make up for two more launches.
+    """
     u, delta, A, B, C, D, z, bias, state, seq = tensors
+    _check_steps(u=u, delta=delta, z=z, B=B, C=C, seq_idx=seq)
     D, bias = contiguous(D, bias)
-    B, C = B.float(), C.float()
+    if u.numel() * A.shape[1] >= WORTH_WIDENING:
+        B, C = B.float(), C.float()
     return [u, delta, A, B, C, D, z, bias, state, seq]
 
 
@@ -155,7 +173,7 @@ def _forward(tensors: list[tuple], softplus: bool, direction: int, return_state:
             if return_state:
                 final.zero_() if own[8] is None else final.copy_(own[8])
         return results
-    scan = Scans([_dense(x) for x in tensors], softplus, direction, common.FORWARD_TILES)
+    scan = Scans([_prepared(x) for x in tensors], softplus, direction, common.FORWARD_TILES)
     pointers = scan.pointers(*((*r, *c) for r, c in zip(results, scan.carries(), strict=True)))
     if scan.parts > 1:
         grid = (scan.rows * (scan.parts - 1),)
@@ -251,12 +269,14 @@ class Partials:
 
 def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple[Tensor, ...]]:
     """Gradients of one scan or of a pair; each scan is the gradients of y and state, ten tensors, and kept states."""
-    tensors = [_dense(x[2:12]) for x in scans_]
+    tensors = [x[2:12] for x in scans_]
     results = [empty_gradients(*x) for x in tensors]
     if not tensors[0][0].numel():
         for (_, grad_state, *_), own, grads in zip(scans_, tensors, results, strict=True):
             settle_empty(grads, grad_state, own[8] is not None)
         return results
+    tensors = [_prepared(x) for x in tensors]
+    _check_steps(grad_y=scans_[0][0])
     scan = Scans(tensors, softplus, direction, common.BACKWARD_TILES)
     partials = [Partials(scan, own, grads) for own, grads in zip(tensors, results, strict=True)]
     pointers = _backward_pointers(scan, scans_, results, partials)

@@ -148,9 +148,9 @@ def vector(pointer, d, live, GIVEN: tl.constexpr):
 
 @triton.jit
 def pinned(pointer, across, zero):
-    """Zeros in the shape of `across`, loaded from nowhere.
+    """Zeros in the shape of `across`, loaded from nowhere, to be added to the tiles that were loaded before.
 
-    A compiler lays a tile over threads as the last load of one asks for, in all versions from 3.4 to 3.9. This is that
+    A compiler lays tiles over threads as the last load of one asks for, in all versions from 3.4 to 3.9. This is that
     load: its mask is empty, as `zero` is, which the compiler does not know.
     """
     return tl.load(pointer + across, mask=tl.zeros(across.shape, tl.int32) + zero > 0, other=0.0)
@@ -160,24 +160,6 @@ def pinned(pointer, across, zero):
 def row(pointer, offset, mask):
     """One value per channel of one step."""
     return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def mixer_base(mixer, batch, group, n, d, strides, CONSTANT: tl.constexpr):
-    """Pointers to B or C at time zero, [N, 1], or [N, channels] if constant."""
-    if CONSTANT:
-        return mixer + d[None, :] * strides[0] + n[:, None] * strides[1]
-    else:
-        return mixer + batch * strides[0] + group * strides[2] + n[:, None] * strides[3]
-
-
-@triton.jit
-def mixer_fixed(base, tile, otherwise, CONSTANT: tl.constexpr):
-    """The tile of a constant mixer; something that is not looked at for one that changes with time."""
-    if CONSTANT:
-        return tl.load(base, mask=tile, other=0.0).to(tl.float32) + otherwise
-    else:
-        return otherwise
 
 
 @triton.jit
@@ -232,37 +214,40 @@ def decays_of(first, second, strides, back, d, n, tile):
 
 
 @triton.jit
-def source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile):
-    """What the states of a block of channels are moved by: pointers at time zero, strides along time, fixed tiles."""
-    su, sdelta, sB, sseq = strides[0], strides[1], strides[4], strides[7]
-    B = mixer_base(pick(first[3], second[3], back), batch, group, n, d, sB, CONST_B)
-    return (
-        pick(first[0], second[0], back) + batch * su[0] + d * su[2],
-        su[1],
-        pick(first[1], second[1], back) + batch * sdelta[0] + d * sdelta[2],
-        sdelta[1],
-        B,
-        sB[1],
-        pick(first[9], second[9], back) + batch * sseq[0],
-        sseq[1],
-        vector(pick(first[7], second[7], back), d, live, HAS_BIAS),
-        mixer_fixed(B, tile, pin, CONST_B),
-    )
+def rows_at(pointer, batch, strides, place, d):
+    """Pointers to the channels d of a place on the time axis."""
+    return pointer + (batch * strides[0] + place * strides[1]) + d * strides[2]
 
 
 @triton.jit
-def moved(source, place, sign):
-    """The same from a place on the time axis on; `sign` is -1 if the scan runs back."""
-    u, su, delta, sdelta, B, sB, seq, sseq, bias, fixed = source
+def mixer_at(mixer, batch, group, strides, place, n):
+    """Pointers to the states of B or C, [N, 1], at a place on the time axis; of no use if it is constant."""
+    return mixer + (batch * strides[0] + place * strides[1] + group * strides[2]) + n[:, None] * strides[3]
+
+
+@triton.jit
+def mixer_fixed(mixer, strides, d, n, tile, otherwise, CONSTANT: tl.constexpr):
+    """The tile of a constant mixer; something that is not looked at for one that changes with time."""
+    if CONSTANT:
+        return tl.load(mixer + d[None, :] * strides[0] + n[:, None] * strides[1], mask=tile, other=0.0).to(tl.float32)
+    else:
+        return otherwise
+
+
+@triton.jit
+def source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed):
+    """What moves states from a place on the time axis on: pointers, strides along the scan, the bias, a fixed B."""
+    su, sdelta, sB, sseq = strides[0], strides[1], strides[4], strides[7]
+    sign = 1 - 2 * back
     return (
-        u + place * su,
-        su * sign,
-        delta + place * sdelta,
-        sdelta * sign,
-        B + place * sB,
-        sB * sign,
-        seq + place * sseq,
-        sseq * sign,
+        rows_at(pick(first[0], second[0], back), batch, su, place, d),
+        su[1] * sign,
+        rows_at(pick(first[1], second[1], back), batch, sdelta, place, d),
+        sdelta[1] * sign,
+        mixer_at(pick(first[3], second[3], back), batch, group, sB, place, n),
+        sB[1] * sign,
+        pick(first[9], second[9], back) + (batch * sseq[0] + place * sseq[1]),
+        sseq[1] * sign,
         bias,
         fixed,
     )

@@ -19,15 +19,15 @@ from ssmseq_kernels.triton_common import (
     decay,
     decays_of,
     fetch,
-    mixer_base,
+    mixer_at,
     mixer_fixed,
     mixer_row,
-    moved,
     pick,
     pinned,
     row,
+    rows_at,
     sigmoid,
-    source_of,
+    source_at,
     vector,
     when,
     where_less,
@@ -105,15 +105,13 @@ def forward_kernel(
     elif HAS_STATE:
         h0 = pick(first[8], second[8], back) + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
         h = tl.load(h0, mask=tile, other=0.0).to(tl.float32)
+    fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
+    fixed_C = mixer_fixed(pick(first[4], second[4], back), sC, d, n, tile, A2, CONST_C)
     pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
-    A2 += pin
-    h += pin
-    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
-    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, sC, CONST_C)
-    fixed = mixer_fixed(C, tile, pin, CONST_C)
-    z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
+    A2, h, fixed_B, fixed_C = A2 + pin, h + pin, fixed_B + pin, fixed_C + pin
+    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
     skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-    y = pick(first[10], second[10], back) + batch * sy[0] + d * sy[2]
+    C, z, y = pick(first[4], second[4], back), pick(first[6], second[6], back), pick(first[10], second[10], back)
     kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
 
     sign = 1 - 2 * back
@@ -122,19 +120,20 @@ def forward_kernel(
     for start in range(begin, end, CHUNK):
         count = tl.minimum(CHUNK, end - start)
         place = when(start, length, back)
-        now = moved(source, place, sign)
-        outlet = (C + place * sC[1], sC[1] * sign, fixed, z + place * sz[1], sz[1] * sign)
-        rows, sr = y + place * sy[1], sy[1] * sign
+        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
+        leaves = mixer_at(C, batch, group, sC, place, n)
+        outlet = (leaves, sC[1] * sign, fixed_C, rows_at(z, batch, sz, place, d), sz[1] * sign)
+        rows, sr = rows_at(y, batch, sy, place, d), sy[1] * sign
         for j in range(0, count, UNROLL):
             moves, outs = (), ()
             for k in tl.static_range(UNROLL):
-                moves += (fetch(j + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                moves += (fetch(j + k, count, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
                 outs += (fetch_output(j + k, count, outlet, live, n_mask, HAS_Z, CONST_C, ALL),)
             for k in tl.static_range(UNROLL):
                 x, dt, _slope, enters, restart = moves[k]
-                leaves, gate = outs[k]
+                C_now, gate = outs[k]
                 h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters
-                value = (tl.sum(h * leaves, axis=0) + skip * x) * gate
+                value = (tl.sum(h * C_now, axis=0) + skip * x) * gate
                 tl.store(rows + (j + k) * sr, value.to(y.dtype.element_ty), mask=where_less(live, j + k, count))
         if KEEP:
             tl.store(kept + (start // CHUNK) * size + across, h, mask=where_less(tile, start + count, length))
@@ -182,19 +181,21 @@ def ends_kernel(
     tile = n_mask[:, None] & live[None, :]
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :] + zero
     A2 = decays_of(first, second, strides, back, d, n, tile)
+    fixed = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
     pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
-    A2 += pin
-    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
+    A2, fixed = A2 + pin, fixed + pin
+    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
     h = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
     begin = part * part_steps
     for start in range(begin, begin + part_steps, CHUNK):
-        now = moved(source, when(start, length, back), 1 - 2 * back)
+        place = when(start, length, back)
+        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed)
         for j in range(0, CHUNK, UNROLL):
             moves = ()
             for k in tl.static_range(UNROLL):
-                moves += (fetch(j + k, CHUNK, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                moves += (fetch(j + k, CHUNK, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
             for k in tl.static_range(UNROLL):
                 x, dt, _slope, enters, restart = moves[k]
                 h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * enters

@@ -26,15 +26,15 @@ from ssmseq_kernels.triton_common import (
     decay,
     decays_of,
     fetch,
-    mixer_base,
+    mixer_at,
     mixer_fixed,
     mixer_row,
-    moved,
     pick,
     pinned,
     row,
+    rows_at,
     sigmoid,
-    source_of,
+    source_at,
     vector,
     when,
     where_less,
@@ -56,20 +56,19 @@ def locate(index, direction, n_blocks, parts):
 
 
 @triton.jit
-def inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C):
-    """What the adjoint is moved by: C, the gate and the gradient of y, at time zero."""
+def inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed):
+    """What moves the adjoint from a place on the time axis on: C, the gate and the gradient of y."""
     sz, sC = strides[2], strides[5]
-    C = mixer_base(pick(first[4], second[4], back), batch, group, n, d, sC, CONST_C)
-    z = pick(first[6], second[6], back) + batch * sz[0] + d * sz[2]
-    grad = pick(first[10], second[10], back) + batch * sg[0] + d * sg[2]
-    return C, sC[1], z, sz[1], grad, sg[1], mixer_fixed(C, tile, pin, CONST_C)
-
-
-@triton.jit
-def inlet_at(inlet, place, sign):
-    """The same from a place on the time axis on."""
-    C, sC, z, sz, grad, sg, fixed = inlet
-    return C + place * sC, sC * sign, z + place * sz, sz * sign, grad + place * sg, sg * sign, fixed
+    sign = 1 - 2 * back
+    return (
+        mixer_at(pick(first[4], second[4], back), batch, group, sC, place, n),
+        sC[1] * sign,
+        rows_at(pick(first[6], second[6], back), batch, sz, place, d),
+        sz[1] * sign,
+        rows_at(pick(first[10], second[10], back), batch, sg, place, d),
+        sg[1] * sign,
+        fixed,
+    )
 
 
 @triton.jit
@@ -156,15 +155,14 @@ def backward_kernel(
         elif HAS_EDGE:
             edge = pick(first[11], second[11], back) + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
             g = tl.load(edge, mask=tile, other=0.0).to(tl.float32)
+        fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
+        fixed_C = mixer_fixed(pick(first[4], second[4], back), strides[5], d, n, tile, A2, CONST_C)
         pin = pinned(slots, local, zero)
-        A2 += pin
-        g += pin
-        source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
-        inlet = inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C)
+        A2, g, fixed_B, fixed_C = A2 + pin, g + pin, fixed_B + pin, fixed_C + pin
+        bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
         skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-        du = pick(first[15], second[15], back) + batch * sdu[0] + d * sdu[2]
-        ddelta = pick(first[16], second[16], back) + batch * sdd[0] + d * sdd[2]
-        dz = pick(first[17], second[17], back) + batch * sdz[0] + d * sdz[2]
+        du, ddelta = pick(first[15], second[15], back), pick(first[16], second[16], back)
+        dz = pick(first[17], second[17], back)
         dA = pick(first[19], second[19], back) + slot * size
         dB, dC = pick(first[20], second[20], back), pick(first[21], second[21], back)
         groups = n_channels // per_group
@@ -180,8 +178,10 @@ def backward_kernel(
             start = begin + (chunks - 1 - i) * CHUNK
             count = tl.minimum(CHUNK, end - start)
             place = when(start, length, back)
-            now, grads = moved(source, place, sign), inlet_at(inlet, place, sign)
-            du_now, ddelta_now, dz_now = du + place * sdu[1], ddelta + place * sdd[1], dz + place * sdz[1]
+            source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
+            inlet = inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed_C)
+            du_now, ddelta_now = rows_at(du, batch, sdu, place, d), rows_at(ddelta, batch, sdd, place, d)
+            dz_now = rows_at(dz, batch, sdz, place, d)
             mixers = rows + place * (groups * n_state)
             per_step = sign * (groups * n_state)
             h = tl.load(kept + (start // CHUNK - 1) * size + across, mask=where_less(tile, 0, start), other=0.0)
@@ -195,7 +195,7 @@ def backward_kernel(
                 moves = ()
                 for k in tl.static_range(UNROLL):
                     j = (segment - 1) * UNROLL + k
-                    moves += (fetch(j, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                    moves += (fetch(j, count, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
                 for k in tl.static_range(UNROLL):
                     x, dt, slope, B, restart = moves[k]
                     h = decay(dt, A2, restart, HAS_SEQ) * h + (dt * x)[None, :] * B
@@ -210,8 +210,8 @@ def backward_kernel(
                 h = tl.load(slots + (segments - 1 - r) * (STATES * CHANNELS) + local)
                 moves, outs, states = (), (), ()
                 for k in tl.static_range(UNROLL):
-                    moves += (fetch(at + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
-                    outs += (fetch_gradient(at + k, count, grads, live, n_mask, HAS_Z, CONST_C, ALL),)
+                    moves += (fetch(at + k, count, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                    outs += (fetch_gradient(at + k, count, inlet, live, n_mask, HAS_Z, CONST_C, ALL),)
                 for k in tl.static_range(UNROLL):
                     x, dt, slope, B, restart = moves[k]
                     states += (h,)
@@ -301,10 +301,11 @@ def adjoint_ends_kernel(
     tile = n_mask[:, None] & live[None, :]
     A2 = decays_of(first, second, strides, back, d, n, tile)
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :]
+    fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
+    fixed_C = mixer_fixed(pick(first[4], second[4], back), strides[5], d, n, tile, A2, CONST_C)
     pin = pinned(first[13], tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None], zero)
-    A2 += pin
-    source = source_of(first, second, strides, back, batch, group, d, n, live, pin, HAS_BIAS, CONST_B, tile)
-    inlet = inlet_of(first, second, strides, sg, back, batch, group, d, n, tile, pin, CONST_C)
+    A2, fixed_B, fixed_C = A2 + pin, fixed_B + pin, fixed_C + pin
+    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
     g = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
@@ -315,13 +316,14 @@ def adjoint_ends_kernel(
         start = begin + (chunks - 1 - i) * CHUNK
         count = tl.minimum(CHUNK, end - start)
         place = when(start, length, back)
-        now, grads = moved(source, place, 1 - 2 * back), inlet_at(inlet, place, 1 - 2 * back)
+        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
+        inlet = inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed_C)
         for r in range(0, count, UNROLL):
             at = (count + UNROLL - 1) // UNROLL * UNROLL - UNROLL - r
             moves, outs = (), ()
             for k in tl.static_range(UNROLL):
-                moves += (fetch(at + k, count, start, now, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
-                outs += (fetch_gradient(at + k, count, grads, live, n_mask, HAS_Z, CONST_C, ALL),)
+                moves += (fetch(at + k, count, start, source, live, n_mask, SOFTPLUS, HAS_SEQ, CONST_B, ALL),)
+                outs += (fetch_gradient(at + k, count, inlet, live, n_mask, HAS_Z, CONST_C, ALL),)
             for k in tl.static_range(UNROLL - 1, -1, -1):
                 _x, dt, _slope, _B, restart = moves[k]
                 dy, _dout, _gate, _s, C = outs[k]
