@@ -62,6 +62,7 @@ KERNELS = {
     triton_ssd: ("states_kernel", "pass_kernel", "output_kernel"),
     triton_ssd_backward: ("head_kernel", "group_kernel"),
 }
+FIGURES = ("registers", "stack", "spills", "inner spills", "inner", "instructions", "shuffles")
 BF16 = torch.bfloat16
 CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and what differs from float32 with everything
     "lm-bf16": {"shape": (8, 4096, 2048, 16), "dtype": BF16},
@@ -198,7 +199,7 @@ def innermost(lines: list[str]) -> Iterator[list[str]]:
 
 
 def on_nvidia(cubin: bytes) -> dict[str, int]:
-    """Registers, bytes of stack, spilling instructions and all instructions of a compiled kernel, whole and in loops."""
+    """Registers, bytes of stack, spills and instructions of a compiled kernel, whole and in its innermost loops."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -248,12 +249,15 @@ class NoDevice:
         self.target, self.number = TARGETS[arch], list(TARGETS).index(arch)
 
     def get_current_target(self):
+        """What to compile for."""
         return self.target
 
     def get_current_device(self) -> int:
-        return self.number  # what is compiled for one device serves no other
+        """A number of its own: what is compiled for one device serves no other."""
+        return self.number
 
     def get_current_stream(self, device: int) -> int:
+        """None."""
         return 0
 
 
@@ -313,11 +317,11 @@ def main() -> int:
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     found, complaints, began = {}, [], time.monotonic()
     if not arguments.quiet:
-        print(f"triton {triton.__version__}\n{'':58} registers  stack  spills  inner spills  inner  instructions  shuffles")
+        print(f"triton {triton.__version__}\n{'':58} " + "  ".join(f"{k:>5}" for k in FIGURES))
     for key, figures in all_measurements(arguments.arch, arguments.case):
         found[key] = figures
         if not arguments.quiet:
-            print(f"{key:58} " + "  ".join(f"{figures[k]:>{max(len(k), 5)}}" for k in figures), flush=True)
+            print(f"{key:58} " + "  ".join(f"{figures[k]:>{max(len(k), 5)}}" for k in FIGURES), flush=True)
         if not arguments.update:
             complaints += exceeded(key, figures, budget, arguments.loops)
     print(f"{len(found)} kernels in {time.monotonic() - began:.0f} s")

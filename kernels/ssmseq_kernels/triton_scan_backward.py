@@ -14,6 +14,7 @@ cut into parts, a first pass finds the adjoint that each part hands to the part 
 
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
 import triton
