@@ -10,7 +10,7 @@ CHUNK = 64  # steps between the states that the forward pass of training keeps
 WARP = 32
 SOFTPLUS, GATE = 2, 1  # special functions of a channel-step beside the decays
 WALKS_BACK = 3  # times that the backward pass needs the decays: to find the states of a chunk, of a segment, and back
-# Warp instructions for 32 channel-steps and one state: the fewest that a design is known to need, recomputation included.
+# Warp instructions for 32 channel-steps and one state: the fewest that a design is known to need, all walks included.
 # The kernels as compiled for sm_90 take 10.6 and 41.6 in their loops over steps (16 states, see compile_offline.py).
 SLOTS_PER_STATE = 10
 SLOTS_PER_STATE_BACK = 36

@@ -9,10 +9,10 @@ taken in one order.
 # pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
@@ -38,7 +38,48 @@ __all__ = [
 ]
 WIDEST_STEP = 1 << 24  # elements between two steps; kernels multiply them by the steps of a chunk in 32 bits
 WORTH_WIDENING = 1 << 24  # elements of u times states
-_STRIDED = (0, 1, 6, 2, 3, 4, 8, 9)  # u, delta, z, A, B, C, initial_state, seq_idx: as the kernels take their strides
+_NOTHING = (0, 0, 0)  # strides of what is not there
+
+
+class Plan(NamedTuple):
+    """How scans of one kind are laid over programs: what their launches take beside tensors and strides."""
+
+    tile: common.Tile
+    blocks: int
+    rows: int
+    parts: int
+    numbers: tuple[int, ...]
+    options: dict[str, Any]
+    walk: dict[str, Any]
+    full: dict[str, Any]
+
+
+@lru_cache(maxsize=4096)
+def _plan(sizes, given, constant, softplus: bool, direction: int, tiles: str, *_limits: int) -> Plan:
+    n_batch, length, n_channels, n_state, groups = sizes
+    constant_B, constant_C = constant
+    tile = common.tile_of(n_state, getattr(common, tiles))
+    per_group = n_channels // groups
+    blocks = common.ceil_div(per_group, tile.channels)
+    rows = n_batch * groups * blocks * (2 if direction == 2 else 1)
+    parts, part_steps = common.cut(length, rows)
+    options = common.options(tile.warps)
+    walk = options | {
+        "DIRECTION": direction,
+        "SOFTPLUS": softplus,
+        "CONST_B": constant_B,
+        "HAS_BIAS": given[7],
+        "HAS_SEQ": given[9],
+        "FULL": per_group % tile.channels == 0,
+        "ALL": n_state == tile.states,
+        "STATES": tile.states,
+        "CHANNELS": tile.channels,
+        "UNROLL": tile.unroll,
+    }
+    of_output = {"CONST_C": constant_C, "HAS_D": given[5], "HAS_Z": given[6]}
+    full = walk | of_output | {"HAS_STATE": given[8], "LINKED": parts > 1}
+    numbers = (length, n_channels, n_state, blocks, per_group, parts, part_steps, 0)
+    return Plan(tile, blocks, rows, parts, numbers, options, walk, full)
 
 
 class Scans:
@@ -51,76 +92,62 @@ class Scans:
     softplus : bool
     direction : int
         0 from the start, 1 from the end, 2 the first scan from the start and the second from the end.
-    tiles : dict
-        The table of tiles to look up.
+    tiles : str
+        Name of the table of tiles to look up.
     """
 
-    def __init__(self, tensors: list[list[Any]], softplus: bool, direction: int, tiles: dict):
-        u, _, A, B, C, D, z, bias, state, seq = self.first = tensors[0]
+    def __init__(self, tensors: list[list[Any]], softplus: bool, direction: int, tiles: str):
+        u, _, A, B, C, _, z, _, state, seq = self.first = tensors[0]
         self.all, self.direction = tensors, direction
         self.n_batch, self.length, self.n_channels = u.shape
-        self.n_state = A.shape[1]
-        groups = next((x.shape[2] for x in (B, C) if x.dim() == 4), 1)
-        self.per_group = self.n_channels // groups
-        self.tile = common.tile_of(self.n_state, tiles)
-        self.blocks = triton.cdiv(self.per_group, self.tile.channels)
-        self.rows = self.n_batch * groups * self.blocks * len(tensors)
-        self.parts, self.part_steps = common.cut(self.length, self.rows)
-        self.options = common.options(self.tile.warps)
-        self.flags = {
-            "DIRECTION": direction,
-            "SOFTPLUS": softplus,
-            "CONST_B": B.dim() == 2,
-            "HAS_BIAS": bias is not None,
-            "HAS_SEQ": seq is not None,
-            "FULL": self.per_group % self.tile.channels == 0,
-            "ALL": self.n_state == self.tile.states,
-            "STATES": self.tile.states,
-            "CHANNELS": self.tile.channels,
-            "UNROLL": self.tile.unroll,
-        }
-        self.more = {"CONST_C": C.dim() == 2, "HAS_D": D is not None, "HAS_Z": z is not None}
-        self.strides = tuple(_strides(self.first[i]) for i in _STRIDED)
+        constant = (B.dim() == 2, C.dim() == 2)
+        groups = 1 if all(constant) else (C if constant[0] else B).shape[2]
+        given = tuple(x is not None for x in self.first)
+        sizes = (*u.shape, A.shape[1], groups)
+        limits = (common.LONGEST_UNCUT, common.PROGRAMS_WANTED)
+        self.plan = _plan(sizes, given, constant, softplus, direction, tiles, *limits)
+        rows = [x.stride() if x is not None else _NOTHING for x in (u, self.first[1], z)]
+        mixers = [_strides(x) if fixed else x.stride() for x, fixed in zip((B, C), constant, strict=True)]
+        others = [x.stride() if x is not None else _NOTHING for x in (state, seq)]
+        self.strides = (*rows, A.stride(), *mixers, *others)
 
     def pointers(self, *results: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
-        """Tensors of the first and of the last scan with those the kernel writes; something valid for what is None."""
+        """Tensors of both scans with those the kernel writes; something valid for what is None, or for no second."""
         both = [
-            tuple(x if x is not None else own[0] for x in (*own, *others))
+            tuple([own[0] if x is None else x for x in (*own, *others)])
             for own, others in zip(self.all, results, strict=True)
         ]
-        return both[0], both[-1]
-
-    def shape(self) -> tuple[int, ...]:
-        """Return the numbers that all kernels of the scan take."""
-        sizes = (self.length, self.n_channels, self.n_state, self.blocks, self.per_group)
-        return (*sizes, self.parts, self.part_steps, 0)
+        return both[0], both[1] if self.direction == 2 else both[0][:1]
 
     def link(self, pointers, carry: int, edges: list[Tensor | None], adjoint: bool) -> None:
         """Turn what the parts hand on, at place `carry` of the pointers, into what they receive."""
-        pairs = [tuple(p[i] for p in pointers) for i in (carry, carry + 1, 2)]
-        given = edges[0] is not None
-        ends = tuple(edges) if given else pairs[2]
-        blocks = triton.cdiv(self.n_channels, self.tile.channels)
+        both = [
+            (*own[carry : carry + 2], own[2], own[2] if edge is None else edge)
+            for own, edge in zip(pointers[: len(edges)], edges, strict=True)
+        ]
+        blocks = common.ceil_div(self.n_channels, self.plan.tile.channels)
         scans.link_kernel[(self.n_batch * blocks * len(self.all),)](
-            *pairs,
-            (ends[0], ends[-1]),
+            both[0],
+            both[1] if self.direction == 2 else both[0][:1],
             self.first[2].stride(),
-            _strides(edges[0]) if given else (0, 0, 0),
+            _NOTHING if edges[0] is None else edges[0].stride(),
             self.n_channels,
-            self.n_state,
-            self.parts,
+            self.plan.numbers[2],
+            self.plan.parts,
             DIRECTION=self.direction,
-            HAS_EDGE=given,
+            HAS_EDGE=edges[0] is not None,
             ADJOINT=adjoint,
-            STATES=self.tile.states,
-            CHANNELS=self.tile.channels,
-            **self.options,
+            STATES=self.plan.tile.states,
+            CHANNELS=self.plan.tile.channels,
+            **self.plan.options,
         )
 
-    def carries(self) -> list[tuple[Tensor, Tensor]]:
+    def carries(self) -> list[tuple[Tensor | None, Tensor | None]]:
         """Room for what parts hand on: states, and sums of steps; nothing where time is not cut."""
-        A, parts = self.first[2], self.parts if self.parts > 1 else 0
-        shapes = (self.n_batch, parts, self.n_state, self.n_channels), (self.n_batch, parts, 2, self.n_channels)
+        if self.plan.parts == 1:
+            return [(None, None)] * len(self.all)
+        A, rows = self.first[2], (self.n_batch, self.plan.parts)
+        shapes = (*rows, A.shape[1], self.n_channels), (*rows, 2, self.n_channels)
         return [(A.new_empty(shapes[0]), A.new_empty(shapes[1])) for _ in self.all]
 
 
@@ -173,24 +200,21 @@ def _forward(tensors: list[tuple], softplus: bool, direction: int, return_state:
             if return_state:
                 final.zero_() if own[8] is None else final.copy_(own[8])
         return results
-    scan = Scans([_prepared(x) for x in tensors], softplus, direction, common.FORWARD_TILES)
+    scan = Scans([_prepared(x) for x in tensors], softplus, direction, "FORWARD_TILES")
+    plan = scan.plan
     pointers = scan.pointers(*((*r, *c) for r, c in zip(results, scan.carries(), strict=True)))
-    if scan.parts > 1:
-        grid = (scan.rows * (scan.parts - 1),)
-        scans.ends_kernel[grid](*pointers, scan.strides, *scan.shape(), **scan.flags, **scan.options)
+    if plan.parts > 1:
+        grid = (plan.rows * (plan.parts - 1),)
+        scans.ends_kernel[grid](*pointers, scan.strides, *plan.numbers, **plan.walk)
         scan.link(pointers, 13, [x[8] for x in tensors], False)
-    scans.forward_kernel[(scan.rows * scan.parts,)](
+    scans.forward_kernel[(plan.rows * plan.parts,)](
         *pointers,
         scan.strides,
         results[0][0].stride(),
-        *scan.shape(),
-        **scan.flags,
-        **scan.more,
-        HAS_STATE=tensors[0][8] is not None,
+        *plan.numbers,
         KEEP=keep and scan.length > common.CHUNK,
         FINAL=return_state,
-        LINKED=scan.parts > 1,
-        **scan.options,
+        **plan.full,
     )
     return results
 
@@ -239,17 +263,17 @@ class Partials:
 
     def __init__(self, scan: Scans, tensors: list[Any], grads: tuple[Tensor, ...]):
         A, B, C = tensors[2:5]
-        self.grads, self.pieces = grads, scan.n_batch * scan.parts
-        self.dA = A.new_zeros(self.pieces, scan.n_state, scan.n_channels)
+        self.grads, self.pieces = grads, scan.n_batch * scan.plan.parts
+        self.dA = A.new_zeros(self.pieces, A.shape[1], scan.n_channels)
         self.vectors = A.new_empty(self.pieces, 2, scan.n_channels)
         self.mixers = []
         for x, grad in ((B, grads[3]), (C, grads[4])):
             if x.dim() == 2:
                 self.mixers.append(torch.zeros_like(self.dA))
-            elif scan.blocks == 1 and grad.dtype == torch.float32:
+            elif scan.plan.blocks == 1 and grad.dtype == torch.float32:
                 self.mixers.append(grad)
             else:
-                self.mixers.append(A.new_empty(scan.blocks, *x.shape))
+                self.mixers.append(A.new_empty(scan.plan.blocks, *x.shape))
 
     def add_up(self) -> None:
         """Sum over parts, those over batch and time in double."""
@@ -277,15 +301,16 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
         return results
     tensors = [_prepared(x) for x in tensors]
     _check_steps(grad_y=scans_[0][0])
-    scan = Scans(tensors, softplus, direction, common.BACKWARD_TILES)
+    scan = Scans(tensors, softplus, direction, "BACKWARD_TILES")
+    plan = scan.plan
     partials = [Partials(scan, own, grads) for own, grads in zip(tensors, results, strict=True)]
     pointers = _backward_pointers(scan, scans_, results, partials)
     edges = [x[1] for x in scans_]
     sg = scans_[0][0].stride()
-    if scan.parts > 1:
-        more = scan.flags | {k: scan.more[k] for k in ("CONST_C", "HAS_Z")}
-        grid = (scan.rows * (scan.parts - 1),)
-        adjoints.adjoint_ends_kernel[grid](*pointers, scan.strides, sg, *scan.shape(), **more, **scan.options)
+    if plan.parts > 1:
+        more = {k: plan.full[k] for k in ("CONST_C", "HAS_Z")}
+        grid = (plan.rows * (plan.parts - 1),)
+        adjoints.adjoint_ends_kernel[grid](*pointers, scan.strides, sg, *plan.numbers, **plan.walk, **more)
         scan.link(pointers, 13, edges, True)
     _launch_backward(scan, pointers, (sg, *(_strides(x) for x in (edges[0], *(results[0][i] for i in (0, 1, 6, 8))))))
     for partial in partials:
@@ -303,9 +328,9 @@ def _backward_pointers(scan, scans_, results, partials):
 
 
 def _launch_backward(scan, pointers, result_strides):
-    tile = scan.tile
-    room = common.CHUNK // tile.unroll * tile.states * tile.channels
-    pieces = scan.rows * scan.parts
+    plan = scan.plan
+    room = common.CHUNK // plan.tile.unroll * plan.tile.states * plan.tile.channels
+    pieces = plan.rows * plan.parts
     programs = max(min(pieces, common.SCRATCH // (4 * room)), 1)
     adjoints.backward_kernel[(programs,)](
         *pointers,
@@ -314,13 +339,9 @@ def _launch_backward(scan, pointers, result_strides):
         scan.first[2].new_empty(programs * room),
         pieces,
         scan.n_batch,
-        *scan.shape(),
-        **scan.flags,
-        **scan.more,
-        HAS_STATE=scan.first[8] is not None,
+        *plan.numbers,
         HAS_EDGE=any(result_strides[1]),
-        LINKED=scan.parts > 1,
-        **scan.options,
+        **plan.full,
     )
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.reference import causal_conv1d_reference
 from ssmseq_kernels.results import contiguous
-from ssmseq_kernels.triton_common import sigmoid, when
+from ssmseq_kernels.triton_common import ceil_div, sigmoid, when
 
 STEPS, CHANNELS = 16, 64  # of a program
 UNSPECIALIZED = ("length", "blocks")
@@ -210,7 +210,7 @@ def step_kernel(
 
 def _grid(x, first: int = 0) -> tuple[int, int, int]:
     """Programs in all, blocks of channels, and tiles of time that starts `first` steps early."""
-    blocks, tiles = triton.cdiv(x.shape[2], CHANNELS), triton.cdiv(x.shape[1] + first, STEPS)
+    blocks, tiles = ceil_div(x.shape[2], CHANNELS), ceil_div(x.shape[1] + first, STEPS)
     return x.shape[0] * blocks * tiles, blocks, tiles
 
 
@@ -308,7 +308,7 @@ def conv_update(x, state, weight, bias, silu):
         state.copy_(rows[:, 1:])
     elif x.numel():
         weight, bias = contiguous(weight, bias)
-        blocks = triton.cdiv(x.shape[1], CHANNELS)
+        blocks = ceil_div(x.shape[1], CHANNELS)
         step_kernel[(x.shape[0] * blocks,)](
             x,
             state,

@@ -16,13 +16,13 @@ from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import (
     LOG2E,
     channels_of,
+    chosen,
     decay,
     decays_of,
     fetch,
     mixer_at,
     mixer_fixed,
     mixer_row,
-    pick,
     pinned,
     row,
     rows_at,
@@ -34,6 +34,7 @@ from ssmseq_kernels.triton_common import (
 )
 
 CHUNK = tl.constexpr(common.CHUNK)
+COUNT = tl.constexpr(common.FORWARD_POINTERS)
 UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "zero")
 
 
@@ -88,6 +89,9 @@ def forward_kernel(
     if DIRECTION == 2:
         back = pid % 2
         pid = pid // 2
+    own = first
+    if DIRECTION == 2:
+        own = chosen(first, second, back, COUNT)
     block, part = pid % n_blocks, pid // n_blocks % parts
     batch = tl.full([], 0, tl.int64) + pid // n_blocks // parts
     group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
@@ -98,21 +102,21 @@ def forward_kernel(
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :] + zero
     size = tl.full([], n_channels, tl.int64) * n_state
     sz, sC, sh = strides[2], strides[5], strides[6]
-    A2 = decays_of(first, second, strides, back, d, n, tile)
+    A2 = decays_of(own, strides, d, n, tile)
     h = tl.zeros([STATES, CHANNELS], tl.float32)
     if LINKED:
-        h = tl.load(pick(first[13], second[13], back) + (batch * parts + part) * size + across, mask=tile, other=0.0)
+        h = tl.load(own[13] + (batch * parts + part) * size + across, mask=tile, other=0.0)
     elif HAS_STATE:
-        h0 = pick(first[8], second[8], back) + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
+        h0 = own[8] + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
         h = tl.load(h0, mask=tile, other=0.0).to(tl.float32)
-    fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
-    fixed_C = mixer_fixed(pick(first[4], second[4], back), sC, d, n, tile, A2, CONST_C)
-    pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
+    fixed_B = mixer_fixed(own[3], strides[4], d, n, tile, A2, CONST_B)
+    fixed_C = mixer_fixed(own[4], sC, d, n, tile, A2, CONST_C)
+    pin = pinned(own[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
     A2, h, fixed_B, fixed_C = A2 + pin, h + pin, fixed_B + pin, fixed_C + pin
-    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
-    skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-    C, z, y = pick(first[4], second[4], back), pick(first[6], second[6], back), pick(first[10], second[10], back)
-    kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
+    bias = vector(own[7], d, live, HAS_BIAS)
+    skip = vector(own[5], d, live, HAS_D)
+    C, z, y = own[4], own[6], own[10]
+    kept = own[12] + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
 
     sign = 1 - 2 * back
     begin = part * part_steps
@@ -120,7 +124,7 @@ def forward_kernel(
     for start in range(begin, end, CHUNK):
         count = tl.minimum(CHUNK, end - start)
         place = when(start, length, back)
-        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
+        source = source_at(own, strides, sign, batch, group, place, d, n, bias, fixed_B)
         leaves = mixer_at(C, batch, group, sC, place, n)
         outlet = (leaves, sC[1] * sign, fixed_C, rows_at(z, batch, sz, place, d), sz[1] * sign)
         rows, sr = rows_at(y, batch, sy, place, d), sy[1] * sign
@@ -138,7 +142,7 @@ def forward_kernel(
         if KEEP:
             tl.store(kept + (start // CHUNK) * size + across, h, mask=where_less(tile, start + count, length))
     if FINAL:
-        final = pick(first[11], second[11], back) + batch * size + d[None, :] * n_state + n[:, None]
+        final = own[11] + batch * size + d[None, :] * n_state + n[:, None]
         tl.store(final, h, mask=where_less(tile, length, end + 1))
 
 
@@ -173,6 +177,9 @@ def ends_kernel(
     if DIRECTION == 2:
         back = pid % 2
         pid = pid // 2
+    own = first
+    if DIRECTION == 2:
+        own = chosen(first, second, back, COUNT)
     block, part = pid % n_blocks, pid // n_blocks % (parts - 1)
     batch = tl.full([], 0, tl.int64) + pid // n_blocks // (parts - 1)
     group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
@@ -180,18 +187,19 @@ def ends_kernel(
     n_mask = n < n_state
     tile = n_mask[:, None] & live[None, :]
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :] + zero
-    A2 = decays_of(first, second, strides, back, d, n, tile)
-    fixed = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
-    pin = pinned(first[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
+    A2 = decays_of(own, strides, d, n, tile)
+    fixed = mixer_fixed(own[3], strides[4], d, n, tile, A2, CONST_B)
+    pin = pinned(own[2], n[:, None] * n_channels + d.to(tl.int32)[None, :] + zero, zero)
     A2, fixed = A2 + pin, fixed + pin
-    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
+    bias = vector(own[7], d, live, HAS_BIAS)
     h = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
+    sign = 1 - 2 * back
     begin = part * part_steps
     for start in range(begin, begin + part_steps, CHUNK):
         place = when(start, length, back)
-        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed)
+        source = source_at(own, strides, sign, batch, group, place, d, n, bias, fixed)
         for j in range(0, CHUNK, UNROLL):
             moves = ()
             for k in tl.static_range(UNROLL):
@@ -203,18 +211,16 @@ def ends_kernel(
                 if HAS_SEQ:
                     opened = tl.where(restart, 0.0, opened)
     slot = batch * parts + part
-    tl.store(pick(first[13], second[13], back) + slot * n_state * n_channels + across, h, mask=tile)
-    sums = pick(first[14], second[14], back) + slot * 2 * n_channels + d
+    tl.store(own[13] + slot * n_state * n_channels + across, h, mask=tile)
+    sums = own[14] + slot * 2 * n_channels + d
     tl.store(sums, total, mask=live)
     tl.store(sums + n_channels, opened, mask=live)
 
 
 @triton.jit(do_not_specialize=("parts",))
 def link_kernel(
-    carries,
-    sums,
-    As,
-    edges,
+    first,
+    second,
     sA,
     se,
     n_channels,
@@ -232,17 +238,21 @@ def link_kernel(
     if DIRECTION == 2:
         back = pid % 2
         pid = pid // 2
+    own = first
+    if DIRECTION == 2:
+        own = chosen(first, second, back, 4)
     n_blocks = tl.cdiv(n_channels, CHANNELS)
     d = tl.full([], 0, tl.int64) + (pid % n_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.full([], 0, tl.int64) + pid // n_blocks
     live = d < n_channels
     n = tl.arange(0, STATES)
     tile = (n < n_state)[:, None] & live[None, :]
-    A = pick(As[0], As[1], back) + d[None, :] * sA[0] + n[:, None] * sA[1]
+    carries, sums, A, edge = own
+    A += d[None, :] * sA[0] + n[:, None] * sA[1]
     A2 = tl.load(A, mask=tile, other=0.0).to(tl.float32) * LOG2E
     state = tl.zeros([STATES, CHANNELS], tl.float32)
     if HAS_EDGE:
-        edge = pick(edges[0], edges[1], back) + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
+        edge += batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
         state = tl.load(edge, mask=tile, other=0.0).to(tl.float32)
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :]
     for i in range(0, parts):
@@ -250,10 +260,10 @@ def link_kernel(
         if ADJOINT:
             part = parts - 1 - i
         slot = batch * parts + part
-        carry = pick(carries[0], carries[1], back) + slot * n_state * n_channels + across
-        own = tl.load(carry, mask=where_less(tile, i + 1, parts), other=0.0)
+        carry = carries + slot * n_state * n_channels + across
+        from_zero = tl.load(carry, mask=where_less(tile, i + 1, parts), other=0.0)
         tl.store(carry, state, mask=tile)
-        place = pick(sums[0], sums[1], back) + slot * 2 * n_channels + d
+        place = sums + slot * 2 * n_channels + d
         total = tl.load(place, mask=where_less(live, i + 1, parts), other=0.0)
         opened = tl.load(place + n_channels, mask=where_less(live, i + 1, parts), other=0.0)
-        state = own + tl.where(opened[None, :] > 0, tl.exp2(total[None, :] * A2) * state, 0.0)
+        state = from_zero + tl.where(opened[None, :] > 0, tl.exp2(total[None, :] * A2) * state, 0.0)

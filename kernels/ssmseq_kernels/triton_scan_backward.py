@@ -24,13 +24,13 @@ from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import (
     LN2,
     channels_of,
+    chosen,
     decay,
     decays_of,
     fetch,
     mixer_at,
     mixer_fixed,
     mixer_row,
-    pick,
     pinned,
     row,
     rows_at,
@@ -42,6 +42,7 @@ from ssmseq_kernels.triton_common import (
 )
 
 CHUNK = tl.constexpr(common.CHUNK)
+COUNT = tl.constexpr(common.BACKWARD_POINTERS)
 UNSPECIALIZED = ("length", "blocks", "parts", "part_steps", "n_tiles", "zero")
 
 
@@ -57,16 +58,15 @@ def locate(index, direction, n_blocks, parts):
 
 
 @triton.jit
-def inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed):
+def inlet_at(own, strides, sg, sign, batch, group, place, d, n, fixed):
     """What moves the adjoint from a place on the time axis on: C, the gate and the gradient of y."""
     sz, sC = strides[2], strides[5]
-    sign = 1 - 2 * back
     return (
-        mixer_at(pick(first[4], second[4], back), batch, group, sC, place, n),
+        mixer_at(own[4], batch, group, sC, place, n),
         sC[1] * sign,
-        rows_at(pick(first[6], second[6], back), batch, sz, place, d),
+        rows_at(own[6], batch, sz, place, d),
         sz[1] * sign,
-        rows_at(pick(first[10], second[10], back), batch, sg, place, d),
+        rows_at(own[10], batch, sg, place, d),
         sg[1] * sign,
         fixed,
     )
@@ -144,31 +144,34 @@ def backward_kernel(
     slots = scratch + (tl.full([], 0, tl.int64) + tl.program_id(0)) * (CHUNK // UNROLL * STATES * CHANNELS)
     for index in range(tl.program_id(0), n_tiles, tl.num_programs(0)):
         back, block, part, batch = locate(index, DIRECTION, n_blocks, parts)
+        own = first
+        if DIRECTION == 2:
+            own = chosen(first, second, back, COUNT)
         sign = 1 - 2 * back
         group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
         tile = n_mask[:, None] & live[None, :]
         across = n[:, None] * n_channels + d.to(tl.int32)[None, :]
-        A2 = decays_of(first, second, strides, back, d, n, tile)
+        A2 = decays_of(own, strides, d, n, tile)
         slot = batch * parts + part
         g = tl.zeros([STATES, CHANNELS], tl.float32)
         if LINKED:
-            g = tl.load(pick(first[13], second[13], back) + slot * size + across, mask=tile, other=0.0)
+            g = tl.load(own[13] + slot * size + across, mask=tile, other=0.0)
         elif HAS_EDGE:
-            edge = pick(first[11], second[11], back) + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
+            edge = own[11] + batch * se[0] + d[None, :] * se[1] + n[:, None] * se[2]
             g = tl.load(edge, mask=tile, other=0.0).to(tl.float32)
-        fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
-        fixed_C = mixer_fixed(pick(first[4], second[4], back), strides[5], d, n, tile, A2, CONST_C)
+        fixed_B = mixer_fixed(own[3], strides[4], d, n, tile, A2, CONST_B)
+        fixed_C = mixer_fixed(own[4], strides[5], d, n, tile, A2, CONST_C)
         pin = pinned(slots, local, zero)
         A2, g, fixed_B, fixed_C = A2 + pin, g + pin, fixed_B + pin, fixed_C + pin
-        bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
-        skip = vector(pick(first[5], second[5], back), d, live, HAS_D)
-        du, ddelta = pick(first[15], second[15], back), pick(first[16], second[16], back)
-        dz = pick(first[17], second[17], back)
-        dA = pick(first[19], second[19], back) + slot * size
-        dB, dC = pick(first[20], second[20], back), pick(first[21], second[21], back)
+        bias = vector(own[7], d, live, HAS_BIAS)
+        skip = vector(own[5], d, live, HAS_D)
+        du, ddelta = own[15], own[16]
+        dz = own[17]
+        dA = own[19] + slot * size
+        dB, dC = own[20], own[21]
         groups = n_channels // per_group
         rows = (((block % blocks) * n_batch + batch) * length * groups + group) * n_state
-        kept = pick(first[12], second[12], back) + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
+        kept = own[12] + batch * ((length + CHUNK - 1) // CHUNK - 1) * size
         sum_D = tl.zeros([CHANNELS], tl.float32)
         sum_bias = tl.zeros([CHANNELS], tl.float32)
 
@@ -179,15 +182,15 @@ def backward_kernel(
             start = begin + (chunks - 1 - i) * CHUNK
             count = tl.minimum(CHUNK, end - start)
             place = when(start, length, back)
-            source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
-            inlet = inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed_C)
+            source = source_at(own, strides, sign, batch, group, place, d, n, bias, fixed_B)
+            inlet = inlet_at(own, strides, sg, sign, batch, group, place, d, n, fixed_C)
             du_now, ddelta_now = rows_at(du, batch, sdu, place, d), rows_at(ddelta, batch, sdd, place, d)
             dz_now = rows_at(dz, batch, sdz, place, d)
             mixers = rows + place * (groups * n_state)
             per_step = sign * (groups * n_state)
             h = tl.load(kept + (start // CHUNK - 1) * size + across, mask=where_less(tile, 0, start), other=0.0)
             if HAS_STATE:
-                h0 = pick(first[8], second[8], back) + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
+                h0 = own[8] + batch * sh[0] + d[None, :] * sh[1] + n[:, None] * sh[2]
                 h += tl.load(h0, mask=where_less(tile, start, 1), other=0.0).to(tl.float32)
             h += pinned(slots, local, zero)
             segments = (count + UNROLL - 1) // UNROLL
@@ -257,11 +260,11 @@ def backward_kernel(
                 add_to(dC + slot * size + across, sum_C, tile)
             sum_D += part_D
             sum_bias += part_bias
-        sums = pick(first[22], second[22], back) + slot * 2 * n_channels + d
+        sums = own[22] + slot * 2 * n_channels + d
         tl.store(sums, sum_D, mask=live)
         tl.store(sums + n_channels, sum_bias, mask=live)
         if HAS_STATE:
-            dh = pick(first[18], second[18], back) + batch * sdh[0] + d[None, :] * sdh[1] + n[:, None] * sdh[2]
+            dh = own[18] + batch * sdh[0] + d[None, :] * sdh[1] + n[:, None] * sdh[2]
             tl.store(dh, g.to(dh.dtype.element_ty), mask=where_less(tile, part, 1))
 
 
@@ -295,18 +298,22 @@ def adjoint_ends_kernel(
     """Find the adjoint that a part (not the first) hands on from zero, its sum of steps, and if none begins anew."""
     n_blocks = n_channels // per_group * blocks
     back, block, part, batch = locate(tl.program_id(0), DIRECTION, n_blocks, parts - 1)
+    own = first
+    if DIRECTION == 2:
+        own = chosen(first, second, back, COUNT)
+    sign = 1 - 2 * back
     part += 1
     group, d, live = channels_of(block, blocks, per_group, CHANNELS, FULL)
     n = tl.arange(0, STATES)
     n_mask = n < n_state
     tile = n_mask[:, None] & live[None, :]
-    A2 = decays_of(first, second, strides, back, d, n, tile)
+    A2 = decays_of(own, strides, d, n, tile)
     across = n[:, None] * tl.full([], n_channels, tl.int64) + d[None, :]
-    fixed_B = mixer_fixed(pick(first[3], second[3], back), strides[4], d, n, tile, A2, CONST_B)
-    fixed_C = mixer_fixed(pick(first[4], second[4], back), strides[5], d, n, tile, A2, CONST_C)
-    pin = pinned(first[13], tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None], zero)
+    fixed_B = mixer_fixed(own[3], strides[4], d, n, tile, A2, CONST_B)
+    fixed_C = mixer_fixed(own[4], strides[5], d, n, tile, A2, CONST_C)
+    pin = pinned(own[13], tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None], zero)
     A2, fixed_B, fixed_C = A2 + pin, fixed_B + pin, fixed_C + pin
-    bias = vector(pick(first[7], second[7], back), d, live, HAS_BIAS)
+    bias = vector(own[7], d, live, HAS_BIAS)
     g = pin
     total = tl.zeros([CHANNELS], tl.float32)
     opened = tl.full([CHANNELS], 1.0, tl.float32)
@@ -317,8 +324,8 @@ def adjoint_ends_kernel(
         start = begin + (chunks - 1 - i) * CHUNK
         count = tl.minimum(CHUNK, end - start)
         place = when(start, length, back)
-        source = source_at(first, second, strides, back, batch, group, place, d, n, bias, fixed_B)
-        inlet = inlet_at(first, second, strides, sg, back, batch, group, place, d, n, fixed_C)
+        source = source_at(own, strides, sign, batch, group, place, d, n, bias, fixed_B)
+        inlet = inlet_at(own, strides, sg, sign, batch, group, place, d, n, fixed_C)
         for r in range(0, count, UNROLL):
             at = (count + UNROLL - 1) // UNROLL * UNROLL - UNROLL - r
             moves, outs = (), ()
@@ -333,7 +340,7 @@ def adjoint_ends_kernel(
                 if HAS_SEQ:
                     opened = tl.where(restart, 0.0, opened)
     slot = batch * parts + part
-    tl.store(pick(first[13], second[13], back) + slot * n_state * n_channels + across, g, mask=tile)
-    sums = pick(first[14], second[14], back) + slot * 2 * n_channels + d
+    tl.store(own[13] + slot * n_state * n_channels + across, g, mask=tile)
+    sums = own[14] + slot * 2 * n_channels + d
     tl.store(sums, total, mask=live)
     tl.store(sums + n_channels, opened, mask=live)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmseq_kernels import triton_common as common
-from ssmseq_kernels.triton_common import LOG2E
+from ssmseq_kernels.triton_common import LOG2E, ceil_div
 from ssmseq_kernels.triton_ssd_forward import INTERPRETED, output_kernel, pass_kernel, states_kernel
 
 SMALLEST = 16  # sides of the matrices that tensor cores take
@@ -165,7 +165,7 @@ class Chunks:
         most_dims, most_states, warps = self.tiles.added
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         added = self.sums.new_empty(self.pieces, self.n_dim, self.n_state, dtype=torch.float32)
-        blocks = triton.cdiv(self.n_dim, dims) * triton.cdiv(self.n_state, states)
+        blocks = ceil_div(self.n_dim, dims) * ceil_div(self.n_state, states)
         states_kernel[(self.pieces * blocks,)](
             values,
             mixers,
@@ -192,7 +192,7 @@ class Chunks:
         entering = added if self.state_dtype == torch.float32 else torch.empty_like(added, dtype=self.state_dtype)
         size = self.n_dim * self.n_state
         width = min(512, triton.next_power_of_2(size))
-        pass_kernel[(self.n_batch * self.n_heads * triton.cdiv(size, width),)](
+        pass_kernel[(self.n_batch * self.n_heads * ceil_div(size, width),)](
             added,
             entering,
             edge if given else added,
@@ -224,7 +224,7 @@ class Chunks:
         most_dims, most_states, warps = self.tiles.output
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         tiles = self.steps // self.tile
-        output_kernel[(self.pieces * tiles * triton.cdiv(self.n_dim, dims),)](
+        output_kernel[(self.pieces * tiles * ceil_div(self.n_dim, dims),)](
             self.x,
             self.dt,
             self.sums,
@@ -247,7 +247,7 @@ class Chunks:
             T=self.tile,
             DIMS=dims,
             STATES=states,
-            ALL_STATES=triton.cdiv(self.n_state, states) * states,
+            ALL_STATES=ceil_div(self.n_state, states) * states,
             **common.options(warps),
         )
         return y, last if final else None

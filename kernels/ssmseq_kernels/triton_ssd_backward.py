@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
-from ssmseq_kernels.triton_common import LN2
+from ssmseq_kernels.triton_common import LN2, ceil_div
 from ssmseq_kernels.triton_ssd import Chunks, block
 from ssmseq_kernels.triton_ssd_forward import UNSPECIALIZED, decays_at, decays_between, fetch, locate, put
 
@@ -247,8 +247,8 @@ def gradients(scan: Chunks, grad: Tensor | None, grad_final: Tensor | None) -> t
     most_dims, most_states, warps = scan.tiles.head
     dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
     padded = {
-        "ALL_DIMS": triton.cdiv(scan.n_dim, dims) * dims,
-        "ALL_STATES": triton.cdiv(scan.n_state, states) * states,
+        "ALL_DIMS": ceil_div(scan.n_dim, dims) * dims,
+        "ALL_STATES": ceil_div(scan.n_state, states) * states,
     }
     given = (scan.x, scan.dt, scan.sums, scan.B, scan.C, scan.numbers, grad, entering, leaving)
     strides = (*(t.stride() for t in (scan.x, scan.dt, scan.B, scan.C)), scan.number_strides, grad.stride())
@@ -280,10 +280,10 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
     """Gradients of B and C; where groups are few, from shares of their heads, added up in one order."""
     most_dims, most_states, warps = scan.tiles.group
     dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
-    blocks, heads = triton.cdiv(scan.n_state, states), scan.n_heads // scan.groups
+    blocks, heads = ceil_div(scan.n_state, states), scan.n_heads // scan.groups
     programs = scan.n_batch * scan.n_chunks * scan.groups * blocks
-    per_share = triton.cdiv(heads, min(heads, triton.cdiv(PROGRAMS_WANTED, programs)))
-    shares = triton.cdiv(heads, per_share)
+    per_share = ceil_div(heads, min(heads, ceil_div(PROGRAMS_WANTED, programs)))
+    shares = ceil_div(heads, per_share)
     room = [
         torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device)
         for t in (scan.B, scan.C)
@@ -302,7 +302,7 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
         **scan.kind,
         DIMS=dims,
         STATES=states,
-        ALL_DIMS=triton.cdiv(scan.n_dim, dims) * dims,
+        ALL_DIMS=ceil_div(scan.n_dim, dims) * dims,
         **common.options(warps),
     )
     dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (scan.B, scan.C), strict=True))

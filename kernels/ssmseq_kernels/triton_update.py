@@ -13,7 +13,7 @@ import triton.language as tl
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.reference import selective_state_update_reference
 from ssmseq_kernels.results import contiguous
-from ssmseq_kernels.triton_common import LOG2E, channels_of, sigmoid, softplus, vector
+from ssmseq_kernels.triton_common import LOG2E, ceil_div, channels_of, sigmoid, softplus, vector
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     n_batch, n_channels = u.shape
     per_group = n_channels // B.shape[1]
     tile = common.tile_of(state.shape[2], common.FORWARD_TILES)
-    blocks = triton.cdiv(per_group, tile.channels)
+    blocks = ceil_div(per_group, tile.channels)
     update_kernel[(n_batch * B.shape[1] * blocks,)](
         state,
         u,
