@@ -275,7 +275,7 @@ def check_widening_first_changes_no_bit(kernels, monkeypatch):
 def check_steps_too_far_apart_are_refused():
     u = torch.randn(1, 1, 3, device=DEVICE).as_strided((1, 1, 3), (1 << 24, 1 << 24, 1))
     inputs = make_inputs(1, 1, 3, 2)
-    with pytest.raises(ValueError, match="delta has 16777216 elements between two steps"):
+    with pytest.raises(ValueError, match="a tensor of the scan has 16777216 elements between two steps"):
         selective_scan(**inputs | {"delta": u})
 
 

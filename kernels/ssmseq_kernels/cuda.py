@@ -41,6 +41,16 @@ WORTH_WIDENING = 1 << 24  # elements of u times states
 _NOTHING = (0, 0, 0)  # strides of what is not there
 
 
+def check_steps(strides) -> None:
+    """Refuse tensors whose steps lie so far apart that kernels could not count a chunk of them in 32 bits."""
+    widest = max([x[1] for x in strides])
+    if widest >= WIDEST_STEP:
+        raise ValueError(
+            f"a tensor of the scan has {widest} elements between two steps, the Triton kernels take fewer than "
+            f"{WIDEST_STEP}: make it contiguous"
+        )
+
+
 class Plan(NamedTuple):
     """How scans of one kind are laid over programs: what their launches take beside tensors and strides."""
 
@@ -110,6 +120,7 @@ class Scans:
         mixers = [_strides(x) if fixed else x.stride() for x, fixed in zip((B, C), constant, strict=True)]
         others = [x.stride() if x is not None else _NOTHING for x in (state, seq)]
         self.strides = (*rows, A.stride(), *mixers, *others)
+        check_steps(self.strides)
 
     def pointers(self, *results: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
         """Tensors of both scans with those the kernel writes; something valid for what is None, or for no second."""
@@ -166,16 +177,6 @@ def _alike(first: tuple, second: tuple) -> bool:
     return all(kind(a) == kind(b) for a, b in zip(first, second, strict=True))
 
 
-def _check_steps(**tensors: Tensor | None) -> None:
-    """Refuse tensors whose steps lie so far apart that kernels could not count a chunk of them in 32 bits."""
-    for name, x in tensors.items():
-        if x is not None and x.dim() > 1 and x.stride(1) >= WIDEST_STEP:
-            raise ValueError(
-                f"{name} has {x.stride(1)} elements between two steps, the Triton scan takes fewer than "
-                f"{WIDEST_STEP}: make it contiguous"
-            )
-
-
 def _prepared(tensors: tuple) -> list[Any]:
     """The tensors of a scan as the kernels take them.
 
@@ -183,7 +184,6 @@ def _prepared(tensors: tuple) -> list[Any]:
     once where the scan is long enough to make up for two more launches.
     """
     u, delta, A, B, C, D, z, bias, state, seq = tensors
-    _check_steps(u=u, delta=delta, z=z, B=B, C=C, seq_idx=seq)
     D, bias = contiguous(D, bias)
     if u.numel() * A.shape[1] >= WORTH_WIDENING:
         B, C = B.float(), C.float()
@@ -300,13 +300,13 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
             settle_empty(grads, grad_state, own[8] is not None)
         return results
     tensors = [_prepared(x) for x in tensors]
-    _check_steps(grad_y=scans_[0][0])
     scan = Scans(tensors, softplus, direction, "BACKWARD_TILES")
     plan = scan.plan
     partials = [Partials(scan, own, grads) for own, grads in zip(tensors, results, strict=True)]
     pointers = _backward_pointers(scan, scans_, results, partials)
     edges = [x[1] for x in scans_]
     sg = scans_[0][0].stride()
+    check_steps([sg])
     if plan.parts > 1:
         more = {k: plan.full[k] for k in ("CONST_C", "HAS_Z")}
         grid = (plan.rows * (plan.parts - 1),)
