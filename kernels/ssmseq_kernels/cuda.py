@@ -170,11 +170,12 @@ def _strides(x: Tensor | None) -> tuple[int, ...]:
 
 def _alike(first: tuple, second: tuple) -> bool:
     """Whether one launch can serve both: the same tensors given, of one shape, dtype and layout."""
-
-    def kind(x: Tensor | None):
-        return None if x is None else (x.shape, x.dtype, x.stride())
-
-    return all(kind(a) == kind(b) for a, b in zip(first, second, strict=True))
+    for a, b in zip(first, second, strict=True):
+        if a is b:
+            continue
+        if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride():
+            return False
+    return True
 
 
 def _prepared(tensors: tuple) -> list[Any]:
