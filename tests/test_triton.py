@@ -4,6 +4,7 @@ The interpreter has to be chosen before anything imports triton. So the checks b
 which `test_in_the_interpreter` starts; as CPU tensors are what an interpreted kernel takes, they serve the CPU there.
 """
 
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -63,6 +64,18 @@ def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
     try:
         assert not ops.has_kernel(torch.device("cuda"))
         assert "pip install 'ssmseq[gpu]'" in available_backends()["cuda"]
+    finally:
+        ops.cuda_missing.cache_clear()
+
+
+@pytest.mark.parametrize(("version", "serves"), [("3.3.1", False), ("3.4.0", True), ("3.10.0+git1", True)])
+def test_an_old_triton_leaves_gpus_to_the_reference(monkeypatch, version, serves):
+    ops.cuda_missing.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    try:
+        assert ops.has_kernel(torch.device("cuda")) == serves
+        assert ("upgrade torch to 2.8" in available_backends()["cuda"]) != serves
     finally:
         ops.cuda_missing.cache_clear()
 

@@ -6,6 +6,7 @@ are what torch.compile, torch.export and the transforms of torch.func see. A pla
 the dispatcher, to the same kernels: see `eager`.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -35,6 +36,8 @@ else:
     CPU_MISSING = None
     KERNELS["cpu"] = cpu
 
+TRITON = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")  # the names it is distributed under
+OLDEST_TRITON = (3, 4)
 WIDEST = 8  # taps of a convolution that the kernels take, as kMaxWidth in kernels.h
 N_SCAN = 10  # tensors of one scan, seq_idx last
 
@@ -86,7 +89,19 @@ def cuda_missing() -> str | None:
     """Why there are no kernels for GPUs, without touching a GPU; None if there are."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'ssmseq[gpu]'"
+    version = next((v for name in TRITON if (v := _version_of(name))), None)
+    if version is not None and tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return (
+            f"Triton {version} is older than the kernels need: upgrade torch to 2.8 or newer, which brings Triton 3.4"
+        )
     return None
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _kernels(device_type: str) -> Any:

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 4):
+from ssmseq_kernels.ops import OLDEST_TRITON
+
+if tuple(int(x) for x in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
     raise ImportError(f"the GPU kernels need Triton 3.4 or newer, found {triton.__version__}: upgrade torch or triton")
 
 CHUNK = 64  # steps between the states that a forward pass keeps for the backward pass
