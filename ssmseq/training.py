@@ -127,6 +127,9 @@ class _Progress(Callback):
 
     bar: tqdm
 
+    def __init__(self, title: str):
+        self.title = f"{title}: " if title else ""
+
     def on_train_start(self, trainer, pl_module):
         steps = int(trainer.num_training_batches)
         hidden = not (sys.stderr.isatty() and trainer.is_global_zero)
@@ -142,7 +145,7 @@ class _Progress(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         found = trainer.callback_metrics
         losses = [f"{k} {float(found[k]):.4f}" for k in ("train_loss", "valid_loss") if k in found]
-        line = "  ".join([f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *losses])
+        line = "  ".join([f"{self.title}epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *losses])
         if not self.bar.disable:
             self.bar.set_description(line)
         elif trainer.is_global_zero:
@@ -233,7 +236,7 @@ class _Keeper(Checkpoint):
 
 
 def fit_network(
-    network: nn.Module, estimator, train: Dataset, valid: Dataset | None, losses: dict[str, Loss], seed: int
+    network: nn.Module, estimator, train: Dataset, valid: Dataset | None, losses: dict[str, Loss], seed: int, title=""
 ) -> pd.DataFrame:
     """Train a network in place and leave the best weights in it.
 
@@ -253,6 +256,8 @@ def fit_network(
     seed : int
         Of shuffling and dropout, by way of `checkpoints.resumable_seed`; the caller seeds the rest, and keeps torch's
         global generators apart (``fork_rng``).
+    title : str
+        Begins the lines of progress.
 
     Returns
     -------
@@ -282,7 +287,7 @@ def fit_network(
     sampler = EpochSampler(len(train), seed, numbers_epochs=getattr(train, "numbers_epochs", False))  # type: ignore[arg-type]
     samplers = sampler, PartSampler(0 if valid is None else len(valid))  # type: ignore[arg-type]
     with _quiet(), _interruptible(recorder):
-        trainer = _trainer(estimator, recorder, keeper)
+        trainer = _trainer(estimator, recorder, keeper, title)
         window, _ = train.__getitems__([0])  # type: ignore[attr-defined]
         device, precision = trainer.strategy.root_device, trainer.precision
         check_memory(network, window, estimator.batch_size, device=device, precision=precision)
@@ -332,13 +337,13 @@ def _as_it_is(batch):
     return batch
 
 
-def _trainer(estimator, recorder: _Recorder, keeper: _Keeper | None) -> pl.Trainer:
+def _trainer(estimator, recorder: _Recorder, keeper: _Keeper | None, title: str) -> pl.Trainer:
     e = estimator
     callbacks = [*(e.callbacks or []), recorder, *([keeper] if keeper else [])]
     if recorder.validates and e.patience is not None:
         callbacks.append(_Patience(e.patience))
     if e.verbose:
-        callbacks.append(_Progress())
+        callbacks.append(_Progress(title))
     return pl.Trainer(
         max_epochs=e.max_epochs,
         accelerator=e.accelerator,

@@ -112,3 +112,11 @@ def test_reports_and_saliency_are_of_all_networks(data, tmp_path):
 def test_numbers_of_networks_that_cannot_be(data, number):
     with pytest.raises(ValueError, match="n_networks must be"):
         small(n_networks=number).fit(*data)
+
+
+def test_lines_of_progress_say_which_fold_and_network_they_are_of(data, capfd):
+    X, y = data
+    small(max_epochs=1, n_networks=2, n_folds=2, thresholds="f1", verbose=1).fit(X, y)
+    lines = [x.split(": epoch 1/1  train_loss ")[0] for x in capfd.readouterr().err.splitlines() if "epoch" in x]
+    folds = [f"fold {k} of 2, network {m} of 2" for k in (1, 2) for m in (1, 2)]
+    assert lines == [*folds, "network 1 of 2", "network 2 of 2"]

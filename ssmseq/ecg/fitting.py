@@ -136,16 +136,26 @@ def fit_part(estimator, data: Prepared, train: np.ndarray, valid: np.ndarray | N
         if estimator.warm_start and hasattr(estimator, "network_") and subfolder == "":
             _take_over(network, estimator.network_)
         histories = []
-        for k, member in enumerate(getattr(network, "members", [network])):
+        members = list(getattr(network, "members", [network]))
+        for k, member in enumerate(members):
+            title = _title(estimator, subfolder, k, len(members))
             worker = _in_folder(estimator, str(Path(subfolder, f"network-{k}" if k else "")))
             own_seed = mixed_seed(seed, k) if k else seed
-            histories.append(_fit_network(worker, member, data, (train, valid), (mean, scale), own_seed))
+            histories.append(_fit_network(worker, member, data, (train, valid), (mean, scale), title, own_seed))
             if "interrupted" in histories[-1].attrs:
                 break
     return Part(*_finished(network, histories), mean, scale)
 
 
-def _fit_network(worker, network: nn.Module, data: Prepared, parts: tuple, scaler: tuple, seed: int) -> pd.DataFrame:
+def _title(estimator, subfolder: str, k: int, n_members: int) -> str:
+    """What the lines of progress are about, where there is more than one network to train."""
+    fold = [f"fold {int(subfolder.removeprefix('fold-')) + 1} of {estimator.n_folds}"] if subfolder else []
+    return ", ".join(fold + [f"network {k + 1} of {n_members}"] * (n_members > 1))
+
+
+def _fit_network(
+    worker, network: nn.Module, data: Prepared, parts: tuple, scaler: tuple, title: str, seed: int
+) -> pd.DataFrame:
     from ssmseq.training import fit_network
 
     train, valid = parts
@@ -157,7 +167,7 @@ def _fit_network(worker, network: nn.Module, data: Prepared, parts: tuple, scale
     )
     crops = _crops(worker, data, train, scaler, seed, fixed=False)
     windows = None if valid is None else _crops(worker, data, valid, scaler, seed, fixed=True)
-    return fit_network(network, worker, crops, windows, {"train_loss": loss, "valid_loss": loss}, seed)
+    return fit_network(network, worker, crops, windows, {"train_loss": loss, "valid_loss": loss}, seed, title)
 
 
 def _finished(network: nn.Module, histories: list[pd.DataFrame]) -> tuple[nn.Module, pd.DataFrame]:
