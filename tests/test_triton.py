@@ -4,9 +4,11 @@ The interpreter has to be chosen before anything imports triton. So the checks b
 which `test_in_the_interpreter` starts; as CPU tensors are what an interpreted kernel takes, they serve the CPU there.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -176,28 +178,62 @@ def check_reverse_equals_flipping():
     assert torch.equal(selective_scan(**inputs, reverse=True), selective_scan(**flipped).flip(1))
 
 
+@pytest.mark.parametrize("both_states", [True, False])
 @pytest.mark.parametrize("alike", [True, False])
-def check_both_directions_in_one_call(alike):
+def check_both_directions_in_one_call(alike, both_states, kernels, monkeypatch):
     first, second = make_inputs(2, 17, 10, 4), make_inputs(2, 17, 10, 4 if alike else 6, seed=5)
     leaves = [x.requires_grad_() for x in (*first.values(), *second.values())]
     arguments = [(*x.values(), numbered(10, length=17).expand(2, 17)) for x in (first, second)]
-    (y, state), (y_back, state_back) = bidirectional_selective_scan(*arguments, return_final_state=True)
+    scans, backward = [], kernels._backward
+    monkeypatch.setattr(kernels, "_backward", lambda *args: scans.append(len(args[0])) or backward(*args))
+    found = bidirectional_selective_scan(*arguments, return_final_state=True)
     options = [{"initial_state": x[8], "seq_idx": x[9], "return_final_state": True} for x in arguments]
-    expected = selective_scan(*arguments[0][:8], **options[0])
-    expected_back = selective_scan(*arguments[1][:8], **options[1], reverse=True)
-    for a, b in zip((y, state, y_back, state_back), (*expected, *expected_back), strict=True):
+    expected = [selective_scan(*arguments[i][:8], **options[i], reverse=bool(i)) for i in (0, 1)]
+    gradients = []
+    for (y, state), (y_back, state_back) in (found, expected):
+        for a, b in zip((y, state, y_back, state_back), (*expected[0], *expected[1]), strict=True):
+            assert torch.equal(a, b)
+        loss = (y * y_back).sum() + state.sum() + (state_back.sum() if both_states else 0)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
-    found = torch.autograd.grad((y * y_back).sum() + state.sum(), leaves)
-    truth = torch.autograd.grad((expected[0] * expected_back[0]).sum() + expected[1].sum(), leaves)
-    for a, b in zip(found, truth, strict=True):
-        assert torch.equal(a, b)
+    assert scans == ([2, 1, 1] if alike and both_states else [1] * 4)  # one launch if gradients are given alike
 
 
 def check_both_directions_of_cut_time(always_cut):
-    inputs = make_inputs(1, 130, 8, 3)
-    y, y_back = bidirectional_selective_scan(tuple(inputs.values()), tuple(inputs.values()))
-    assert torch.equal(y, selective_scan(**inputs))
-    assert torch.equal(y_back, selective_scan(**inputs, reverse=True))
+    first, second = make_inputs(1, 130, 8, 3), make_inputs(1, 130, 8, 3, seed=5)
+    leaves = [x.requires_grad_() for x in (*first.values(), *second.values())]
+    found = bidirectional_selective_scan(tuple(first.values()), tuple(second.values()))
+    expected = selective_scan(**first), selective_scan(**second, reverse=True)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    gradients = [torch.autograd.grad((y * y_back).sum(), leaves) for y, y_back in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def guarded(x, at_end):
+    """The same numbers in memory that ends, or begins, at a page that nobody may touch."""
+    n_bytes = x.numel() * x.element_size()
+    room = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + 2 * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (address, address + mmap.PAGESIZE + room):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+    offset = mmap.PAGESIZE + (room - n_bytes if at_end else 0)
+    return torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape).copy_(x)
+
+
+@pytest.mark.skipif(
+    DEVICE == "cuda" or sys.platform != "linux", reason="guards pages of the CPU's memory, as Linux does"
+)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("at_end", [False, True])
+def check_nothing_is_read_beyond_the_tensors(kernels, at_end, reverse):
+    inputs = make_inputs(1, 67, 19, 5) | {"seq_idx": numbered(66, length=67)}
+    tensors = [guarded(x, at_end) for x in inputs.values()]
+    y, state, kept = kernels.forward(*tensors, True, reverse, True, True)
+    kernels.backward(*(guarded(x, at_end) for x in (y, state)), *tensors, guarded(kept, at_end), True, reverse)
 
 
 @pytest.mark.parametrize("style", ["add", "vim", "caduceus", "hydra"])
