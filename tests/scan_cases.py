@@ -1,5 +1,7 @@
 """Inputs of the selective scan, and its comparison with the float64 definition; shared by the tests of the kernels."""
 
+import ctypes
+import mmap
 import os
 from typing import Any
 
@@ -57,3 +59,28 @@ def assert_matches_reference(inputs, tolerance=None, **options):
     for name, value in truth.items():
         error = relative_error(found[name], value)
         assert error < tolerance, f"{name}: relative error {error:.2e} exceeds {tolerance:.0e}"
+
+
+def numbered(*starts, length):
+    """Sequence numbers of one row that change at the given steps, and come back to one used before."""
+    seq_idx = torch.zeros(1, length, dtype=torch.int32, device=DEVICE)
+    for i, start in enumerate(starts):
+        seq_idx[:, start:] = (7, 3, 7, 5)[i % 4]
+    return seq_idx
+
+
+def guarded(x, at_end):
+    """The same numbers in memory that ends, or begins, at a page that nobody may touch."""
+    n_bytes = x.numel() * x.element_size()
+    room = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + 2 * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (address, address + mmap.PAGESIZE + room):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+    offset = mmap.PAGESIZE + (room - n_bytes if at_end else 0)
+    return torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape).copy_(x)
+
+
+def relaid(x, order):
+    """The same numbers in memory of another axis order."""
+    return x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])

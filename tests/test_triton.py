@@ -4,11 +4,9 @@ The interpreter has to be chosen before anything imports triton. So the checks b
 which `test_in_the_interpreter` starts; as CPU tensors are what an interpreted kernel takes, they serve the CPU there.
 """
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import itertools
-import mmap
 import os
 import subprocess
 import sys
@@ -17,7 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from scan_cases import DEVICE, NAMES, assert_matches_reference, make_inputs, relative_error, run_with_gradients
+from scan_cases import (
+    DEVICE,
+    NAMES,
+    assert_matches_reference,
+    guarded,
+    make_inputs,
+    numbered,
+    relaid,
+    relative_error,
+    run_with_gradients,
+)
 
 from ssmseq_kernels import (
     available_backends,
@@ -98,14 +106,6 @@ def always_cut(monkeypatch):
 
     monkeypatch.setattr(triton_common, "LONGEST_UNCUT", 1)
     monkeypatch.setattr(triton_common, "PROGRAMS_WANTED", 100)
-
-
-def numbered(*starts, length):
-    """Sequence numbers of one row that change at the given steps, and come back to one used before."""
-    seq_idx = torch.zeros(1, length, dtype=torch.int32, device=DEVICE)
-    for i, start in enumerate(starts):
-        seq_idx[:, start:] = (7, 3, 7, 5)[i % 4]
-    return seq_idx
 
 
 def scan_with_state(**x):
@@ -212,21 +212,7 @@ def check_both_directions_of_cut_time(always_cut):
         assert torch.equal(a, b)
 
 
-def guarded(x, at_end):
-    """The same numbers in memory that ends, or begins, at a page that nobody may touch."""
-    n_bytes = x.numel() * x.element_size()
-    room = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, room + 2 * mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for page in (address, address + mmap.PAGESIZE + room):
-        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
-    offset = mmap.PAGESIZE + (room - n_bytes if at_end else 0)
-    return torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape).copy_(x)
-
-
-@pytest.mark.skipif(
-    DEVICE == "cuda" or sys.platform != "linux", reason="guards pages of the CPU's memory, as Linux does"
-)
+@pytest.mark.skipif(DEVICE == "cuda" or sys.platform != "linux", reason="guards pages of memory as Linux does")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("at_end", [False, True])
 def check_nothing_is_read_beyond_the_tensors(kernels, at_end, reverse):
@@ -234,6 +220,12 @@ def check_nothing_is_read_beyond_the_tensors(kernels, at_end, reverse):
     tensors = [guarded(x, at_end) for x in inputs.values()]
     y, state, kept = kernels.forward(*tensors, True, reverse, True, True)
     kernels.backward(*(guarded(x, at_end) for x in (y, state)), *tensors, guarded(kept, at_end), True, reverse)
+    weight, bias, before = (guarded(torch.randn(k), at_end) for k in ((19, 4), (19,), (1, 3, 19)))
+    conv = tensors[0], weight, bias, before, tensors[9], True, reverse
+    kernels.conv_backward(guarded(kernels.conv_forward(*conv), at_end), *conv)
+    step = [x[:, 0] for x in (*tensors[:2], *tensors[3:5], tensors[6])]
+    u, delta, B, C, z = (guarded(x.contiguous(), at_end) for x in step)
+    kernels.update_checked(guarded(state, at_end), u, delta, tensors[2], B, C, tensors[5], z, tensors[7], True)
 
 
 @pytest.mark.parametrize("style", ["add", "vim", "caduceus", "hydra"])
@@ -256,11 +248,6 @@ def check_bidirectional_blocks_equal_those_on_other_kernels(kernels, monkeypatch
         monkeypatch.setattr(ops, "cuda_missing", lambda: "hidden")
         for a, b in zip(found, outcome(), strict=True):
             assert relative_error(a, b.double()) < 1e-5
-
-
-def relaid(x, order):
-    """The same numbers in memory of another axis order."""
-    return x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])
 
 
 def check_any_layout_gives_the_same_bits():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from scan_cases import DEVICE, relative_error, run_with_gradients
+from scan_cases import DEVICE, guarded, relative_error, run_with_gradients
 
 from ssmseq_kernels.reference import ssd_scan_reference
 
@@ -120,6 +120,16 @@ def check_heads_groups_and_states(heads, dim, groups, n_state):
 def check_tiles_of_halves(tiles_of_halves, length, reverse):
     starts = numbered(5, 100, length=length)
     assert_matches_reference(make_inputs(1, length, 2, 66, 1, 65), reverse=reverse, seq_idx=starts)
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or sys.platform != "linux", reason="guards pages of memory as Linux does")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("at_end", [False, True])
+def check_nothing_is_read_beyond_the_tensors(at_end, reverse):
+    tensors = [guarded(x, at_end).requires_grad_() for x in make_inputs(1, 67, 2, 5, 1, 7).values()]
+    y, state = scan(*tensors, seq_idx=guarded(numbered(5, length=67), at_end), reverse=reverse)
+    grads = [guarded(x.detach(), at_end) for x in (y, state)]
+    assert all(x.isfinite().all() for x in torch.autograd.grad([y, state], tensors, grads))
 
 
 def check_heads_shared_out(shared_heads):
