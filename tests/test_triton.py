@@ -152,17 +152,16 @@ def check_constant_mixers(constant):
     assert_matches_reference(inputs, reverse=True)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("starts", [(), (100,)])
+@pytest.mark.parametrize(("starts", "reverse"), [((), True), ((100,), False)])
 def check_time_cut_into_parts(always_cut, starts, reverse):
-    inputs = make_inputs(1, 150, 10, 4)
+    inputs = make_inputs(1, 130, 10, 4)
     inputs["delta"] = inputs["delta"] - 2  # memories as long as a part
-    seq_idx = numbered(*starts, length=150) if starts else None
+    seq_idx = numbered(*starts, length=130) if starts else None
     assert_matches_reference(inputs, seq_idx=seq_idx, reverse=reverse)
 
 
 def check_time_cut_without_edges(always_cut):
-    assert_matches_reference(make_inputs(1, 130, 8, 3, without=("initial_state", "z", "D", "delta_bias")))
+    assert_matches_reference(make_inputs(1, 70, 8, 3, without=("initial_state", "z", "D", "delta_bias")))
 
 
 def check_run_to_run_bitwise():
@@ -181,9 +180,9 @@ def check_reverse_equals_flipping():
 @pytest.mark.parametrize("both_states", [True, False])
 @pytest.mark.parametrize("alike", [True, False])
 def check_both_directions_in_one_call(alike, both_states, kernels, monkeypatch):
-    first, second = make_inputs(2, 17, 10, 4), make_inputs(2, 17, 10, 4 if alike else 6, seed=5)
+    first, second = make_inputs(1, 17, 10, 4), make_inputs(1, 17, 10, 4 if alike else 6, seed=5)
     leaves = [x.requires_grad_() for x in (*first.values(), *second.values())]
-    arguments = [(*x.values(), numbered(10, length=17).expand(2, 17)) for x in (first, second)]
+    arguments = [(*x.values(), numbered(10, length=17)) for x in (first, second)]
     scans, backward = [], kernels._backward
     monkeypatch.setattr(kernels, "_backward", lambda *args: scans.append(len(args[0])) or backward(*args))
     found = bidirectional_selective_scan(*arguments, return_final_state=True)
@@ -201,7 +200,7 @@ def check_both_directions_in_one_call(alike, both_states, kernels, monkeypatch):
 
 
 def check_both_directions_of_cut_time(always_cut):
-    first, second = make_inputs(1, 130, 8, 3), make_inputs(1, 130, 8, 3, seed=5)
+    first, second = make_inputs(1, 66, 8, 3), make_inputs(1, 66, 8, 3, seed=5)
     leaves = [x.requires_grad_() for x in (*first.values(), *second.values())]
     found = bidirectional_selective_scan(tuple(first.values()), tuple(second.values()))
     expected = selective_scan(**first), selective_scan(**second, reverse=True)
