@@ -206,6 +206,10 @@ def test_what_a_step_refuses():
         causal_conv1d(x, weight, seq_idx=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="initial_state"):
         causal_conv1d(x, weight, initial_state=torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match="weight is on meta, x on cpu"):
+        causal_conv1d(x, weight.to("meta"))
+    with pytest.raises(ValueError, match="state is on meta, x on cpu"):
+        causal_conv1d_update(x[0], torch.zeros(2, 2, 4, device="meta"), weight, bias)
 
 
 def test_opcheck_of_every_option():

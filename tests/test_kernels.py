@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import NAMES, TOLERANCE, assert_matches_reference, make_inputs, relative_error, run_with_gradients
 
-from ssmseq_kernels import available_backends, ops, scan, selective_scan
+from ssmseq_kernels import available_backends, ops, scan, selective_scan, selective_state_update
 from ssmseq_kernels.reference import selective_scan_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -235,6 +235,29 @@ def test_wrong_shape_is_named(name, shape):
     with pytest.raises(ValueError, match=name) as error:
         selective_scan(**inputs)
     assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("name", [*NAMES[1:], "seq_idx"])
+def test_a_tensor_on_another_device_is_named(name):
+    inputs: dict = make_inputs(2, 6, 4, 3) | {"seq_idx": torch.zeros(2, 6, dtype=torch.int32)}
+    selective_scan(**inputs)  # what once fitted does not make others fit
+    inputs[name] = inputs[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} is on meta, u on cpu"):
+        selective_scan(**inputs)
+
+
+@pytest.mark.parametrize("by_table", [True, False])
+@pytest.mark.parametrize("name", NAMES[1:-1])
+def test_a_step_names_a_tensor_on_another_device(name, by_table):
+    inputs = make_inputs(2, 1, 4, 3, without=("initial_state",))
+    now = {k: v[:, 0] if v.dim() > 2 else v for k, v in inputs.items()}
+    now[name] = now[name].to("meta")
+    ops.cpu._cpu.use_exchange_table(by_table)
+    try:
+        with torch.no_grad(), pytest.raises(ValueError, match=f"{name} is on meta, u on cpu"):
+            selective_state_update(torch.zeros(2, 4, 3), **now)
+    finally:
+        ops.cpu._cpu.use_exchange_table(True)
 
 
 def test_integers_are_refused():

@@ -272,6 +272,8 @@ def test_wrong_arguments_are_refused():
         ssd_scan(**inputs, dt_limit=(0.2, 0.1))
     with pytest.raises(TypeError, match="integers"):
         ssd_scan(**inputs, seq_idx=torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="C is on meta, x on cpu"):
+        ssd_scan(**inputs | {"C": inputs["C"].to("meta")})
     with pytest.raises(ValueError, match="B, L, H, P"):
         ssd_scan(**inputs | {"x": inputs["x"][0]})
     row = {k: v[:, 0] if k in ALONG_TIME else v for k, v in inputs.items() if k != "initial_state"}

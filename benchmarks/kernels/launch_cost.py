@@ -1,47 +1,71 @@
-"""What Python a small call on a GPU costs, measured without one: all of it up to the launch itself.
+"""What Python a small call on a GPU costs, measured without one: all of it but the launch itself.
 
-    python benchmarks/kernels/launch_cost.py [--repeats 2000]
+    python benchmarks/kernels/launch_cost.py [--repeats 1000]
 
-The launchers run on small tensors; Triton's just-in-time compiler finds their specialised kernels, and stops where it
-would hand them to a driver. What a driver adds, and autograd or the dispatcher before the launcher, is not in it.
-Medians of wall time beside that of one torch operator on the CPU, all in turn, and of finding the kernel by itself.
+The calls run on small tensors in the memory of the CPU, and end where Triton's launcher would call the driver, which
+adds to them what it takes. Medians of wall time, all in turn: of the launchers, of the functions a user calls, and of
+both as they would be if Triton bound the arguments of each launch. Beside them one torch operator on the CPU, and one
+of as many tensors that is written in Python, as `torch.library.custom_op` does it, and only allocates its result.
 """
 
 import argparse
+import itertools
 import statistics
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
-from compile_offline import KERNELS, NoDevice
+from compile_offline import NoDevice
+from torch import Tensor
 from triton.runtime import driver
 
-from ssmseq_kernels import cuda
+from ssmseq_kernels import (
+    bidirectional_selective_scan,
+    causal_conv1d,
+    cuda,
+    ops,
+    selective_scan,
+    selective_state_update,
+)
+from ssmseq_kernels.triton_common import Kernel
 
 SHAPE = (32, 11, 512, 32)  # batch, length, channels, states: S-Mamba on ETTh1
 
 
-class Unlaunched:
-    """Stands for a kernel: finds what a launch would run."""
+class NoLaunch(NoDevice):
+    """Stands for the driver of a GPU whose tensors lie in the memory of the CPU: loads and launches nothing."""
 
-    spent = 0.0
+    def __init__(self, launched=lambda *args: None):
+        super().__init__("sm_90")
+        self.number = -1  # where tensors of the CPU say they are
+        self.launched = launched
+        limits, functions = {"max_shared_mem": 232_448}, itertools.count(1)
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: limits,
+            load_binary=lambda *args: (1, next(functions), 32, 0, 1024),
+            unload_module=lambda module: None,
+        )
 
-    def __init__(self, kernel):
-        self.kernel = kernel
+    def launcher_cls(self, source, metadata):
+        """What a compiled kernel calls with the grid, the stream, the function, and its arguments."""
+        return self.launched
 
-    def __getitem__(self, grid):
-        return self.find
 
-    def find(self, *args, **named) -> None:
-        """Take the arguments of one launch."""
-        began = time.perf_counter()
-        self.kernel.run(*args, grid=(1,), warmup=True, **named)
-        Unlaunched.spent += time.perf_counter() - began
+@torch.library.custom_op("launch_cost::allocate", mutates_args=())
+def allocate(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+    """Do nothing with the tensors of a scan."""
+    return torch.empty_like(u)
+
+
+def bound_each_time(kernel: Kernel, programs: int, tensors: tuple, numbers: tuple, named: dict[str, Any]) -> None:
+    """Launch as Triton does."""
+    kernel.jit[(programs,)](*tensors, *numbers, **named)
 
 
 def calls() -> dict[str, Any]:
-    """The launchers of a layer on small tensors, by name."""
+    """What a layer calls, on small tensors, by name: launchers, then functions of the library."""
     n_batch, length, n_channels, n_state = SHAPE
     u, delta, z = (torch.randn(n_batch, length, n_channels, dtype=torch.bfloat16) for _ in range(3))
     B, C = (torch.randn(n_batch, length, 1, n_state, dtype=torch.bfloat16) for _ in range(2))
@@ -49,35 +73,42 @@ def calls() -> dict[str, Any]:
     tensors = (u, delta, A, B, C, D, z, bias, None, None)
     weight, state = torch.randn(n_channels, 4), torch.zeros(n_batch, n_channels, n_state)
     now: Any = [x if x is None or x.dim() < 3 else x[:, 0] for x in tensors[:8]]
+    given: Any = tensors[:8]
+    to_differentiate: Any = (u.clone().requires_grad_(), *given[1:])
     return {
         "forward": lambda: cuda.forward(*tensors, True, False, False, True),
         "forward of a pair": lambda: cuda.forward_pair(*tensors, *tensors, True, False, True),
         "convolution": lambda: cuda.conv_forward(u, weight, D, None, None, True, False),
         "step": lambda: cuda.update_checked(state, *now, True),
+        "selective_scan": lambda: selective_scan(*given),
+        "the same to be differentiated": lambda: selective_scan(*to_differentiate),
+        "bidirectional_selective_scan": lambda: bidirectional_selective_scan(tensors, tensors),
+        "causal_conv1d": lambda: causal_conv1d(u, weight, D, activation="silu"),
+        "selective_state_update": lambda: selective_state_update(state, *now),
         "torch.add": lambda: torch.add(D, D),
+        "an operator in Python": lambda: allocate(*given),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=1000)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    driver.set_active(NoDevice("sm_90"))
-    for module, names in KERNELS.items():
-        for name in names:
-            setattr(module, name, Unlaunched(getattr(module, name)))
-    named = calls()
-    found = {name: ([], []) for name in named}
-    for _ in range(repeats):
+    driver.set_active(NoLaunch())  # type: ignore[arg-type]
+    ops.KERNELS["cpu"] = cuda
+    named, launch = calls(), Kernel.launch
+    times = {name: ([], []) for name in named}
+    for i in range(2 * repeats):
         for name, call in named.items():
-            Unlaunched.spent, began = 0.0, time.perf_counter()
-            call()
-            found[name][0].append(time.perf_counter() - began)
-            found[name][1].append(Unlaunched.spent)
-    print(f"triton {triton.__version__}, torch {torch.__version__}\n{'':20}  whole us  of it Triton us")
-    for name, (whole, triton_) in found.items():
-        print(f"{name:20} {1e6 * statistics.median(whole):9.1f} {1e6 * statistics.median(triton_):13.1f}")
+            for kind in (i % 2, 1 - i % 2):  # what is called first finds colder caches
+                Kernel.launch = (launch, bound_each_time)[kind]
+                began = time.perf_counter()
+                call()
+                times[name][kind].append(time.perf_counter() - began)
+    print(f"triton {triton.__version__}, torch {torch.__version__}\n{'':30}     us  us if bound each time")
+    for name, taken in times.items():
+        print(f"{name:30} " + "  ".join(f"{1e6 * statistics.median(x):6.1f}" for x in taken))
 
 
 if __name__ == "__main__":

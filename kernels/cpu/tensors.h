@@ -29,9 +29,10 @@ struct ExchangeTable {
   void* current_stream;
 };
 constexpr uint8_t kBfloat = 4;
+constexpr int32_t kCpu = 1;
 }  // namespace dlpack
 
-struct View {  // a tensor of up to four axes, or null: none was given, or it is empty
+struct View {  // a tensor of up to four axes; null if none was given, or it is empty; of -1 axes if it is on a device
   char* p = nullptr;
   int axes = 0, bits = 0;
   bool bfloat = false;
@@ -51,7 +52,13 @@ class Reader {
     use_table(true);
   }
   static int64_t integer(nanobind::handle x) { return nanobind::cast<int64_t>(x); }
+  static View elsewhere() {
+    View v;
+    v.axes = -1;
+    return v;
+  }
   View through_methods(nanobind::handle x) const {
+    if (!nanobind::cast<bool>(x.attr("is_cpu"))) return elsewhere();
     View v;
     nanobind::object shape = x.attr("shape"), stride = x.attr("stride")();
     v.axes = static_cast<int>(nanobind::len(shape));
@@ -67,7 +74,12 @@ class Reader {
   }
   View through_table(nanobind::handle x) const {
     dlpack::Tensor t;
-    if (table_->tensor_from_object(x.ptr(), &t)) throw nanobind::python_error();
+    if (table_->tensor_from_object(x.ptr(), &t)) {
+      nanobind::python_error error;  // takes the error, which a tensor without memory causes too
+      if (!nanobind::cast<bool>(x.attr("is_cpu"))) return elsewhere();
+      throw error;
+    }
+    if (t.device_type != dlpack::kCpu) return elsewhere();
     if (t.ndim > 4) throw nanobind::value_error("a tensor of more than four axes");
     View v;
     v.axes = t.ndim;

@@ -56,26 +56,17 @@ def causal_conv1d(
     TypeError
         If a tensor is not real floating point, or `seq_idx` not of integers.
     """
-    if x.dim() != 3:
-        raise ValueError(f"x must be (B, L, D), got {tuple(x.shape)}")
-    weight = _check_weights(x, weight, bias, activation)
-    shape = (x.shape[0], weight.shape[1] - 1, x.shape[2])
-    _check("initial_state", initial_state, shape)
-    _check("seq_idx", seq_idx, x.shape[:2])
-    if seq_idx is not None and seq_idx.is_floating_point():
-        raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
-    dtype = ops.arithmetic_dtype(x, weight, bias, initial_state)
-    w, b = ops.to_arithmetic(weight, dtype), ops.to_arithmetic(bias, dtype)
-    wide, before = (ops.to_arithmetic(t, dtype, inside=True) for t in (x, initial_state))
-    numbers = seq_idx if seq_idx is None or seq_idx.dtype == torch.int32 else seq_idx.to(torch.int32)
-    silu = activation == "silu"
-    if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST:
-        y = ops.conv((wide, w, b, before, numbers), silu, reverse)
+    silu = _is_silu(activation)
+    weight = _flat(weight)
+    tensors = ops.fitted(_check_conv, x, weight, bias, initial_state, seq_idx)
+    if ops.has_kernel(x.device) and weight.shape[1] <= ops.WIDEST:
+        y = ops.conv(tuple(tensors), silu, reverse)
     else:
-        wide, before = wide.to(dtype), None if before is None else before.to(dtype)
-        y = causal_conv1d_reference(wide, w, b, silu=silu, reverse=reverse, initial_state=before, seq_idx=seq_idx)
+        wide, w, b, before, numbers = tensors
+        wide, before = wide.to(w.dtype), None if before is None else before.to(w.dtype)
+        y = causal_conv1d_reference(wide, w, b, silu=silu, reverse=reverse, initial_state=before, seq_idx=numbers)
     y = y if y.dtype == x.dtype else y.to(x.dtype)
-    return (y, _final_state(x, initial_state, shape, reverse)) if return_final_state else y
+    return (y, _final_state(x, initial_state, weight.shape[1] - 1, reverse)) if return_final_state else y
 
 
 def causal_conv1d_update(
@@ -106,29 +97,59 @@ def causal_conv1d_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
-    if x.dim() != 2:
-        raise ValueError(f"x must be (B, D), got {tuple(x.shape)}")
-    weight = _check_weights(x, weight, bias, activation)
-    _check("state", state, (x.shape[0], weight.shape[1] - 1, x.shape[1]))
-    if state.dtype != x.dtype:
-        raise TypeError(f"state must be {x.dtype} as x is, got {state.dtype}")
-    dtype = ops.arithmetic_dtype(x, weight, bias)
-    w, b = ops.to_arithmetic(weight, dtype), ops.to_arithmetic(bias, dtype)
-    silu = activation == "silu"
-    kinds = {x.dtype, dtype}
-    if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST and (len(kinds) == 1 or dtype == torch.float32):
-        return ops.step("causal_conv1d_update", (x, state, w, b), silu)
-    rows = torch.cat([state, x.unsqueeze(1)], 1).to(dtype)
+    silu = _is_silu(activation)
+    _, _, w, b = tensors = ops.fitted(_check_step, x, state, _flat(weight), bias)
+    if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST and w.dtype in (x.dtype, torch.float32):
+        return ops.step("causal_conv1d_update", tuple(tensors), silu)
+    rows = torch.cat([state, x.unsqueeze(1)], 1).to(w.dtype)
     y = causal_conv1d_reference(rows[:, -1:], w, b, silu=silu, reverse=False, initial_state=rows[:, :-1])
     state.copy_(rows[:, 1:])
     return y[:, 0].to(x.dtype)
 
 
-def _final_state(x: Tensor, initial_state: Tensor | None, shape: tuple[int, int, int], reverse: bool) -> Tensor:
-    before = x.new_zeros(shape) if initial_state is None else initial_state.to(x.dtype)
-    width = min(shape[1], x.shape[1])
+def _final_state(x: Tensor, initial_state: Tensor | None, n_before: int, reverse: bool) -> Tensor:
+    before = x.new_zeros(x.shape[0], n_before, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    width = min(n_before, x.shape[1])
     last = x[:, :width].flip(1) if reverse else x[:, x.shape[1] - width :]
     return torch.cat([before[:, width:], last], 1)
+
+
+def _is_silu(activation: str | None) -> bool:
+    if activation not in ("silu", None):
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+    return activation == "silu"
+
+
+def _flat(weight: Tensor) -> Tensor:
+    return weight[:, 0] if weight.dim() == 3 and weight.shape[1] == 1 else weight
+
+
+def _check_conv(x, weight, bias, initial_state, seq_idx) -> ops.Conversions:
+    """Check the tensors of a convolution; return what has to be converted."""
+    if x.dim() != 3:
+        raise ValueError(f"x must be (B, L, D), got {tuple(x.shape)}")
+    ops.check_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
+    _check_weights(x, weight, bias)
+    _check("initial_state", initial_state, (x.shape[0], weight.shape[1] - 1, x.shape[2]))
+    _check("seq_idx", seq_idx, x.shape[:2])
+    if seq_idx is not None and seq_idx.is_floating_point():
+        raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
+    tensors = (x, weight, bias, initial_state)
+    found = ops.conversions(tensors, ops.arithmetic_dtype(*tensors), rows=(0, 3))
+    return found if seq_idx is None or seq_idx.dtype == torch.int32 else (*found, (4, torch.int32))
+
+
+def _check_step(x, state, weight, bias) -> ops.Conversions:
+    """Check the tensors of a step; return what has to be converted."""
+    if x.dim() != 2:
+        raise ValueError(f"x must be (B, D), got {tuple(x.shape)}")
+    ops.check_device("x", x, state=state, weight=weight, bias=bias)
+    _check_weights(x, weight, bias)
+    _check("state", state, (x.shape[0], weight.shape[1] - 1, x.shape[1]))
+    if state.dtype != x.dtype:
+        raise TypeError(f"state must be {x.dtype} as x is, got {state.dtype}")
+    found = ops.conversions((x, state, weight, bias), ops.arithmetic_dtype(x, weight, bias), rows=())
+    return tuple([one for one in found if one[0] > 1])
 
 
 def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -136,12 +157,8 @@ def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(x.shape)}")
 
 
-def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    if activation not in ("silu", None):
-        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     n_channels = x.shape[-1]
-    flat = weight[:, 0] if weight.dim() == 3 and weight.shape[1] == 1 else weight
-    if flat.dim() != 2 or flat.shape[0] != n_channels or flat.shape[1] < 1:
+    if weight.dim() != 2 or weight.shape[0] != n_channels or weight.shape[1] < 1:
         raise ValueError(f"weight must be ({n_channels}, width) or ({n_channels}, 1, width), got {tuple(weight.shape)}")
     _check("bias", bias, (n_channels,))
-    return flat

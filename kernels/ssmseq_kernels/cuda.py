@@ -20,9 +20,9 @@ from ssmseq_kernels import triton_scan as scans
 from ssmseq_kernels import triton_scan_backward as adjoints
 from ssmseq_kernels.reference import selective_scan_reference
 from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
-from ssmseq_kernels.triton_common import CHUNK
+from ssmseq_kernels.triton_common import CHUNK, Constants, constants
 from ssmseq_kernels.triton_conv import conv_backward, conv_forward, conv_update
-from ssmseq_kernels.triton_update import update, update_checked
+from ssmseq_kernels.triton_update import update_checked
 
 __all__ = [
     "CHUNK",
@@ -33,7 +33,6 @@ __all__ = [
     "conv_update",
     "forward",
     "forward_pair",
-    "update",
     "update_checked",
 ]
 WIDEST_STEP = 1 << 24  # elements between two steps; kernels multiply them by the steps of a chunk in 32 bits
@@ -59,22 +58,25 @@ class Plan(NamedTuple):
     rows: int
     parts: int
     numbers: tuple[int, ...]
-    options: dict[str, Any]
-    walk: dict[str, Any]
-    full: dict[str, Any]
+    walk: Constants  # of kernels that walk through time
+    full: Constants  # of those that find results
+
+    @property
+    def programs(self) -> int:
+        """Programs of a launch over all parts."""
+        return self.rows * self.parts
 
 
-@lru_cache(maxsize=4096)
-def _plan(sizes, given, constant, softplus: bool, direction: int, tiles: str, *_limits: int) -> Plan:
+@lru_cache(maxsize=common.MOST_KINDS)
+def _plan(sizes, given, constant, softplus: bool, direction: int, adjoint: bool, more: tuple, *_limits: int) -> Plan:
     n_batch, length, n_channels, n_state, groups = sizes
     constant_B, constant_C = constant
-    tile = common.tile_of(n_state, getattr(common, tiles))
+    tile = common.tile_of(n_state, common.BACKWARD_TILES if adjoint else common.FORWARD_TILES)
     per_group = n_channels // groups
     blocks = common.ceil_div(per_group, tile.channels)
     rows = n_batch * groups * blocks * (2 if direction == 2 else 1)
     parts, part_steps = common.cut(length, rows)
-    options = common.options(tile.warps)
-    walk = options | {
+    walk = {
         "DIRECTION": direction,
         "SOFTPLUS": softplus,
         "CONST_B": constant_B,
@@ -86,10 +88,11 @@ def _plan(sizes, given, constant, softplus: bool, direction: int, tiles: str, *_
         "CHANNELS": tile.channels,
         "UNROLL": tile.unroll,
     }
-    of_output = {"CONST_C": constant_C, "HAS_D": given[5], "HAS_Z": given[6]}
-    full = walk | of_output | {"HAS_STATE": given[8], "LINKED": parts > 1}
+    of_output = {"CONST_C": constant_C, "HAS_Z": given[6]}
+    full = walk | of_output | {"HAS_D": given[5], "HAS_STATE": given[8], "LINKED": parts > 1} | dict(more)
     numbers = (length, n_channels, n_state, blocks, per_group, parts, part_steps, 0)
-    return Plan(tile, blocks, rows, parts, numbers, options, walk, full)
+    walk = walk | of_output if adjoint else walk
+    return Plan(tile, blocks, rows, parts, numbers, constants(tile.warps, **walk), constants(tile.warps, **full))
 
 
 class Scans:
@@ -102,20 +105,22 @@ class Scans:
     softplus : bool
     direction : int
         0 from the start, 1 from the end, 2 the first scan from the start and the second from the end.
-    tiles : str
-        Name of the table of tiles to look up.
+    adjoint : bool
+        Whether they are walked backwards.
+    **more : bool
+        What else the kernel of the results is compiled for.
     """
 
-    def __init__(self, tensors: list[list[Any]], softplus: bool, direction: int, tiles: str):
+    def __init__(self, tensors: list[list[Any]], softplus: bool, direction: int, adjoint: bool, **more: bool):
         u, _, A, B, C, _, z, _, state, seq = self.first = tensors[0]
         self.all, self.direction = tensors, direction
         self.n_batch, self.length, self.n_channels = u.shape
         constant = (B.dim() == 2, C.dim() == 2)
         groups = 1 if all(constant) else (C if constant[0] else B).shape[2]
-        given = tuple(x is not None for x in self.first)
+        given = tuple([x is not None for x in self.first])
         sizes = (*u.shape, A.shape[1], groups)
         limits = (common.LONGEST_UNCUT, common.PROGRAMS_WANTED)
-        self.plan = _plan(sizes, given, constant, softplus, direction, tiles, *limits)
+        self.plan = _plan(sizes, given, constant, softplus, direction, adjoint, tuple(more.items()), *limits)
         rows = [x.stride() if x is not None else _NOTHING for x in (u, self.first[1], z)]
         mixers = [_strides(x) if fixed else x.stride() for x, fixed in zip((B, C), constant, strict=True)]
         others = [x.stride() if x is not None else _NOTHING for x in (state, seq)]
@@ -136,21 +141,14 @@ class Scans:
             (*own[carry : carry + 2], own[2], own[2] if edge is None else edge)
             for own, edge in zip(pointers[: len(edges)], edges, strict=True)
         ]
-        blocks = common.ceil_div(self.n_channels, self.plan.tile.channels)
-        scans.link_kernel[(self.n_batch * blocks * len(self.all),)](
-            both[0],
-            both[1] if self.direction == 2 else both[0][:1],
-            self.first[2].stride(),
-            _NOTHING if edges[0] is None else edges[0].stride(),
-            self.n_channels,
-            self.plan.numbers[2],
-            self.plan.parts,
-            DIRECTION=self.direction,
-            HAS_EDGE=edges[0] is not None,
-            ADJOINT=adjoint,
-            STATES=self.plan.tile.states,
-            CHANNELS=self.plan.tile.channels,
-            **self.plan.options,
+        tile = self.plan.tile
+        edge = _NOTHING if edges[0] is None else edges[0].stride()
+        given = {"DIRECTION": self.direction, "HAS_EDGE": edges[0] is not None, "ADJOINT": adjoint}
+        scans.link_kernel.launch(
+            self.n_batch * common.ceil_div(self.n_channels, tile.channels) * len(self.all),
+            (both[0], both[1] if self.direction == 2 else both[0][:1]),
+            (self.first[2].stride(), edge, self.n_channels, self.plan.numbers[2], self.plan.parts),
+            constants(tile.warps, **given, STATES=tile.states, CHANNELS=tile.channels),
         )
 
     def carries(self) -> list[tuple[Tensor | None, Tensor | None]]:
@@ -201,22 +199,16 @@ def _forward(tensors: list[tuple], softplus: bool, direction: int, return_state:
             if return_state:
                 final.zero_() if own[8] is None else final.copy_(own[8])
         return results
-    scan = Scans([_prepared(x) for x in tensors], softplus, direction, "FORWARD_TILES")
+    keep = keep and tensors[0][0].shape[1] > CHUNK
+    scan = Scans([_prepared(x) for x in tensors], softplus, direction, False, KEEP=keep, FINAL=return_state)
     plan = scan.plan
     pointers = scan.pointers(*((*r, *c) for r, c in zip(results, scan.carries(), strict=True)))
     if plan.parts > 1:
-        grid = (plan.rows * (plan.parts - 1),)
-        scans.ends_kernel[grid](*pointers, scan.strides, *plan.numbers, **plan.walk)
+        programs = plan.rows * (plan.parts - 1)
+        scans.ends_kernel.launch(programs, pointers, (scan.strides, *plan.numbers), plan.walk)
         scan.link(pointers, 13, [x[8] for x in tensors], False)
-    scans.forward_kernel[(plan.rows * plan.parts,)](
-        *pointers,
-        scan.strides,
-        results[0][0].stride(),
-        *plan.numbers,
-        KEEP=keep and scan.length > common.CHUNK,
-        FINAL=return_state,
-        **plan.full,
-    )
+    numbers = (scan.strides, results[0][0].stride(), *plan.numbers)
+    scans.forward_kernel.launch(plan.programs, pointers, numbers, plan.full)
     return results
 
 
@@ -301,7 +293,7 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
             settle_empty(grads, grad_state, own[8] is not None)
         return results
     tensors = [_prepared(x) for x in tensors]
-    scan = Scans(tensors, softplus, direction, "BACKWARD_TILES")
+    scan = Scans(tensors, softplus, direction, True, HAS_EDGE=scans_[0][1] is not None)
     plan = scan.plan
     partials = [Partials(scan, own, grads) for own, grads in zip(tensors, results, strict=True)]
     pointers = _backward_pointers(scan, scans_, results, partials)
@@ -309,9 +301,8 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
     sg = scans_[0][0].stride()
     check_steps([sg])
     if plan.parts > 1:
-        more = {k: plan.full[k] for k in ("CONST_C", "HAS_Z")}
-        grid = (plan.rows * (plan.parts - 1),)
-        adjoints.adjoint_ends_kernel[grid](*pointers, scan.strides, sg, *plan.numbers, **plan.walk, **more)
+        programs = plan.rows * (plan.parts - 1)
+        adjoints.adjoint_ends_kernel.launch(programs, pointers, (scan.strides, sg, *plan.numbers), plan.walk)
         scan.link(pointers, 13, edges, True)
     _launch_backward(scan, pointers, (sg, *(_strides(x) for x in (edges[0], *(results[0][i] for i in (0, 1, 6, 8))))))
     for partial in partials:
@@ -331,19 +322,10 @@ def _backward_pointers(scan, scans_, results, partials):
 def _launch_backward(scan, pointers, result_strides):
     plan = scan.plan
     room = common.CHUNK // plan.tile.unroll * plan.tile.states * plan.tile.channels
-    pieces = plan.rows * plan.parts
-    programs = max(min(pieces, common.SCRATCH // (4 * room)), 1)
-    adjoints.backward_kernel[(programs,)](
-        *pointers,
-        scan.strides,
-        result_strides,
-        scan.first[2].new_empty(programs * room),
-        pieces,
-        scan.n_batch,
-        *plan.numbers,
-        HAS_EDGE=any(result_strides[1]),
-        **plan.full,
-    )
+    programs = max(min(plan.programs, common.SCRATCH // (4 * room)), 1)
+    scratch = scan.first[2].new_empty(programs * room)
+    numbers = (scan.strides, result_strides, plan.programs, scan.n_batch, *plan.numbers)
+    adjoints.backward_kernel.launch(programs, (*pointers, (scratch,)), numbers, plan.full)
 
 
 def backward(*args):

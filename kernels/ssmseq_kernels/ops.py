@@ -39,6 +39,7 @@ else:
 TRITON = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")  # the names it is distributed under
 OLDEST_TRITON = (3, 4)
 WIDEST = 8  # taps of a convolution that the kernels take, as kMaxWidth in kernels.h
+MOST_PASSED = 4096  # sets of tensors that are remembered to fit
 N_SCAN = 10  # tensors of one scan, seq_idx last
 
 
@@ -141,6 +142,36 @@ def eager(*tensors: torch.Tensor | None) -> bool:
     return untraced() and all(x is None or type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors)
 
 
+Conversions = tuple[tuple[int, torch.dtype], ...]  # which of some tensors become which dtype
+_passed: dict[tuple, Conversions] = {}
+
+
+def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> list[Any]:
+    """Check tensors and convert those that the kernels do not take as they are.
+
+    What `check` says depends on shapes, dtypes and devices only; where these have passed before, it is not asked again.
+    """
+    kind = (check, *[x if x is None else (x.shape, x.dtype, x.device) for x in tensors]) if untraced() else ()
+    found = _passed.get(kind)
+    if found is None:
+        found = check(*tensors)
+        if len(_passed) >= MOST_PASSED:
+            _passed.clear()
+        if kind:
+            _passed[kind] = found
+    ready: list[Any] = list(tensors)
+    for i, dtype in found:
+        ready[i] = ready[i].to(dtype)
+    return ready
+
+
+def check_device(name: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
+    """Raise ValueError if tensors are not all on one device; kernels would read memory that is not theirs."""
+    for other, x in others.items():
+        if x is not None and x.device != tensor.device:
+            raise ValueError(f"{other} is on {x.device}, {name} on {tensor.device}: move them to one device")
+
+
 def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """Return the dtype to compute in, the widest given but at least float32; TypeError if it is not floating."""
     given = [x.dtype for x in tensors if x is not None]
@@ -152,11 +183,13 @@ def arithmetic_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
-def to_arithmetic(x: torch.Tensor | None, dtype: torch.dtype, *, inside: bool = False) -> Any:
-    """Convert a tensor to the dtype of the arithmetic; not one that the kernels convert `inside` themselves."""
-    if x is None or x.dtype == dtype or (inside and dtype == torch.float32 and x.dtype.itemsize == 2):
-        return x
-    return x.to(dtype)
+def conversions(tensors: tuple[torch.Tensor | None, ...], dtype: torch.dtype, rows: tuple[int, ...]) -> Conversions:
+    """What becomes `dtype`: all that is not, but for those `rows` that the kernels widen themselves."""
+    return tuple(
+        (i, dtype)
+        for i, x in enumerate(tensors)
+        if x is not None and x.dtype != dtype and not (i in rows and dtype == torch.float32 and x.dtype.itemsize == 2)
+    )
 
 
 def _fake_scan(u, A, return_state, keep):
@@ -211,9 +244,8 @@ def _wanted(grads, tensors, needed):
 
 
 def _direct(name: str, args: tuple):
-    """Run the kernel of an operator without the dispatcher."""
-    first = next(x for x in args if isinstance(x, torch.Tensor))
-    return getattr(_kernels(first.device.type), FUNCTIONS[name])(*args)
+    """Run the kernel of an operator, whose first argument is a tensor, without the dispatcher."""
+    return getattr(_kernels(args[0].device.type), FUNCTIONS[name])(*args)
 
 
 def _run_backward(name: str, *args):
@@ -302,26 +334,28 @@ def _wants_gradient(tensors: tuple) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _call(name: str, tensors: tuple, *flags: bool):
+def _call(name: str, tensors: tuple, gradient: bool, *flags: bool):
     """Run an operator by the shortest way that serves the call."""
     if not eager(*tensors):
         return getattr(torch.ops.ssmseq, name)(*tensors, *flags)
-    return _EAGER[name](*tensors, *flags) if _wants_gradient(tensors) else _direct(name, (*tensors, *flags))
+    return _EAGER[name](*tensors, *flags) if gradient else _direct(name, (*tensors, *flags))
 
 
 def scan(tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
     """Scan ten tensors: y, final state, kept states."""
-    return _call("selective_scan", tensors, delta_softplus, reverse, return_state, _wants_gradient(tensors))
+    gradient = _wants_gradient(tensors)
+    return _call("selective_scan", tensors, gradient, delta_softplus, reverse, return_state, gradient)
 
 
 def scan_pair(tensors: tuple, delta_softplus: bool, return_state: bool):
     """Scan twice ten tensors, the second ten in reverse: the results of both."""
-    return _call("selective_scan_pair", tensors, delta_softplus, return_state, _wants_gradient(tensors))
+    gradient = _wants_gradient(tensors)
+    return _call("selective_scan_pair", tensors, gradient, delta_softplus, return_state, gradient)
 
 
 def conv(tensors: tuple, silu: bool, reverse: bool):
     """Convolve five tensors."""
-    return _call("causal_conv1d", tensors, silu, reverse)
+    return _call("causal_conv1d", tensors, _wants_gradient(tensors), silu, reverse)
 
 
 def step(name: str, tensors: tuple, flag: bool):

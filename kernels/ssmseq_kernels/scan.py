@@ -186,16 +186,10 @@ def selective_state_update(
         y = ops.cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
-    _check_step(state, u, delta, A, B, C, D, z, delta_bias)
-    mixers = [x if x.dim() == 3 else x.unsqueeze(1) for x in (B, C)]
-    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
-    if state.dtype != dtype:
-        raise TypeError(f"state must be {dtype}, the dtype of the arithmetic, got {state.dtype}")
-    weights = [ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias)]
-    rows = [ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, *mixers, z)]
-    tensors: Any = (state, *rows[:2], weights[0], *rows[2:4], weights[1], rows[4], weights[2])
+    tensors: Any = ops.fitted(_check_step, state, u, delta, A, B, C, D, z, delta_bias)
+    tensors[4:6] = [x if x.dim() == 3 else x.unsqueeze(1) for x in tensors[4:6]]
     if ops.has_kernel(u.device):
-        y = ops.step("selective_state_update", tensors, delta_softplus)
+        y = ops.step("selective_state_update", tuple(tensors), delta_softplus)
     else:
         _warn_once(u.device.type)
         y = selective_state_update_reference(*tensors, delta_softplus=delta_softplus)
@@ -227,16 +221,11 @@ def sequence_index(cu_seqlens: Tensor) -> Tensor:
     return numbers.repeat_interleave(cu_seqlens.diff())[None]
 
 
-def _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> Any:
-    """Check the tensors of one scan and bring them to the dtypes and the axes of the operator."""
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    A, D, delta_bias, initial_state = (ops.to_arithmetic(x, dtype) for x in (A, D, delta_bias, initial_state))
-    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
-    u, delta, B, C, z = (ops.to_arithmetic(x, dtype, inside=True) for x in (u, delta, B, C, z))
-    if seq_idx is not None and seq_idx.dtype != torch.int32:
-        seq_idx = seq_idx.to(torch.int32)
-    return (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+def _prepare(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Check the ten tensors of one scan and bring them to the dtypes and the axes of the operator."""
+    ready = ops.fitted(_check_scan, *tensors)
+    ready[3:5] = [x.unsqueeze(2) if x.dim() == 3 else x for x in ready[3:5]]
+    return tuple(ready)
 
 
 def _by_reference(tensors, delta_softplus, reverse):
@@ -295,11 +284,14 @@ def processor() -> tuple[str, str]:
     return ops.cpu._cpu.vendor(), ops.cpu._cpu.runnable_isas()[-1]
 
 
-def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> None:
+def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> ops.Conversions:
+    """Check the tensors of a scan; return what has to be converted."""
     if u.dim() != 3 or A.dim() != 2:
         raise ValueError(f"u must be (B, L, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
     n_batch, length, n_channels = u.shape
     n_state = A.shape[1]
+    others = {"D": D, "z": z, "delta_bias": delta_bias, "initial_state": initial_state, "seq_idx": seq_idx}
+    ops.check_device("u", u, delta=delta, A=A, B=B, C=C, **others)
     _check_common(u, A, D, delta_bias)
     wanted = {
         "delta": (delta, u.shape),
@@ -322,6 +314,9 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -
         if not constant:
             groups.add(x.shape[2] if x.dim() == 4 else 1)
     _check_groups(groups, B, C, n_channels)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    found = ops.conversions(tensors, ops.arithmetic_dtype(*tensors), rows=(0, 1, 3, 4, 6))
+    return found if seq_idx is None or seq_idx.dtype == torch.int32 else (*found, (9, torch.int32))
 
 
 def _check_common(u: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor | None) -> None:
@@ -348,11 +343,13 @@ def _check_groups(groups: set[int], B: Tensor, C: Tensor, n_channels: int) -> No
         )
 
 
-def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
+def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> ops.Conversions:
+    """Check the tensors of a step; return what has to be converted."""
     if u.dim() != 2 or A.dim() != 2:
         raise ValueError(f"u must be (B, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
     n_batch, n_channels = u.shape
     n_state = A.shape[1]
+    ops.check_device("u", u, state=state, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     _check_common(u, A, D, delta_bias)
     for name, x, shape in (
         ("state", state, (n_batch, n_channels, n_state)),
@@ -366,3 +363,7 @@ def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
                 f"{name} must be ({n_batch}, {n_state}) or ({n_batch}, groups, {n_state}), got {tuple(x.shape)}"
             )
     _check_groups({1 if x.dim() == 2 else x.shape[1] for x in (B, C)}, B, C, n_channels)
+    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
+    if state.dtype != dtype:
+        raise TypeError(f"state must be {dtype}, the dtype of the arithmetic, got {state.dtype}")
+    return ops.conversions((state, u, delta, A, B, C, D, z, delta_bias), dtype, rows=(1, 2, 4, 5, 7))

@@ -397,6 +397,7 @@ def check_shapes(x, dt, A, B, C, D, z, dt_bias, state, seq_idx) -> None:
         "the state": (state, [(n_batch, n_heads, n_dim, n_state)]),
         "seq_idx": (seq_idx, [(n_batch, length)]),
     }
+    ops.check_device("x", x, **{name: t for name, (t, _) in wanted.items()})
     for name, (t, shapes) in wanted.items():
         if t is not None and tuple(t.shape) not in shapes:
             raise ValueError(

@@ -10,10 +10,15 @@ strides in 32 bits.
 # pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
-from typing import Any, NamedTuple
+from functools import lru_cache, reduce
+from operator import or_
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from triton import knobs
+from triton.runtime import driver
 
 from ssmseq_kernels.ops import OLDEST_TRITON
 
@@ -25,6 +30,8 @@ SCRATCH = 1 << 27  # bytes at most for the states that programs of the backward 
 PROGRAMS_WANTED = 1056  # two per warp scheduler of a chip of 132 multiprocessors; with fewer, time is cut into parts
 LONGEST_UNCUT = 256  # steps; shorter inputs are never cut
 FORWARD_POINTERS, BACKWARD_POINTERS = 15, 23  # of a scan: its ten tensors, and what `cuda` adds to them
+MOST_KINDS = 4096  # kinds of launches that a kernel remembers
+INTERPRETED = knobs.runtime.interpret  # Triton's interpreter runs the kernels, on the CPU
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -78,11 +85,6 @@ def tile_of(n_state: int, tiles: dict[int, tuple[int, int, int]]) -> Tile:
     return Tile(states, *tiles[states])
 
 
-def options(warps: int) -> dict[str, Any]:
-    """Launch options; fusion of products with sums is asked for, because its default differs between versions."""
-    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-
-
 def cut(length: int, programs: int) -> tuple[int, int]:
     """Cut time where programs are few: number of parts, and steps of a part, a multiple of CHUNK."""
     chunks = max(ceil_div(length, CHUNK), 1)
@@ -90,6 +92,94 @@ def cut(length: int, programs: int) -> tuple[int, int]:
         return 1, chunks * CHUNK
     per_part = ceil_div(chunks, ceil_div(PROGRAMS_WANTED, programs))
     return ceil_div(chunks, per_part), per_part * CHUNK
+
+
+class Constants(dict):
+    """Arguments that a kernel is compiled for, and launch options; made once, and equal to themselves only."""
+
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
+
+
+@lru_cache(maxsize=MOST_KINDS, typed=True)
+def constants(warps: int, **named) -> Constants:
+    """Make them, or find those made before.
+
+    Fusion of products with sums is asked for, because its default differs between versions of Triton.
+    """
+    return Constants(named, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+class Kernel:
+    """A Triton kernel, launched on the device of its tensors; after the first launch of a kind, without binding.
+
+    Binding, which is how Triton finds what it compiled for some arguments, takes longer than a small scan. Launches are
+    of a kind if nothing differs that Triton compiles for: device, numbers, constants, the dtypes of tensors, and which
+    of them begin at a multiple of 16 bytes. (AMD's compiler looks at more, so that there every launch is bound, and so
+    it is where hooks watch the launches.)
+
+    Parameters
+    ----------
+    jit : triton.JITFunction
+        Takes tensors, or two tuples of them, then numbers and tuples of numbers, then what is compiled for.
+    """
+
+    def __init__(self, jit):
+        self.jit = jit
+        self.known: dict[tuple, tuple] = {}
+
+    def launch(self, programs: int, tensors: tuple, numbers: tuple, named: Constants) -> None:
+        """Launch that many programs."""
+        if INTERPRETED:
+            self.jit[(programs,)](*tensors, *numbers, **named)
+            return
+        device, place = driver.active.get_current_device(), device_of(tensors)
+        if place != device:
+            with torch.cuda.device(place):
+                return self.launch(programs, tensors, numbers, named)
+        places, kinds = kinds_of(tensors)
+        key = (device, named, numbers, *kinds)
+        known = self.known.get(key)
+        if known is None or watched():
+            return self.bind(key, programs, tensors, numbers, named)
+        _, run, function, packed, rest = known
+        stream = driver.active.get_current_stream(device)
+        run(programs, 1, 1, stream, function, packed, None, None, None, *places, *numbers, *rest)
+
+    def bind(self, key: tuple, programs: int, tensors: tuple, numbers: tuple, named: Constants) -> None:
+        """Leave a launch to Triton, and keep what it found."""
+        compiled = self.jit[(programs,)](*tensors, *numbers, **named)
+        if compiled is None or torch.version.hip:
+            return
+        if len(self.known) >= MOST_KINDS:
+            self.known.clear()
+        rest = tuple([named[name] for name in self.jit.arg_names[len(tensors) + len(numbers) :]])
+        self.known[key] = (compiled, compiled.run, compiled.function, compiled.packed_metadata, rest)
+
+
+def device_of(tensors: tuple) -> int:
+    """Number of the device of tensors, or tuples of them."""
+    first = tensors[0]
+    return (first[0] if isinstance(first, tuple) else first).get_device()
+
+
+def kinds_of(tensors: tuple) -> tuple[list, list]:
+    """Addresses of tensors, or tuples of them; and what a compiler looks at, dtypes and whether they are aligned."""
+    if not isinstance(tensors[0], tuple):
+        places = [x.data_ptr() for x in tensors]
+        aligned = reduce(or_, places) % 16 == 0 or tuple([x % 16 == 0 for x in places])
+        return places, [aligned, *[x.dtype for x in tensors]]
+    places, kinds = [], []
+    for own in tensors:
+        addresses, looks = kinds_of(own)
+        places.append(tuple(addresses))
+        kinds += looks
+    return places, kinds
+
+
+def watched() -> bool:
+    """Whether hooks, such as a profiler's, are to be called at each launch."""
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    return any(getattr(hook, "calls", hook) for hook in hooks)  # from 3.5 on, lists of them
 
 
 @triton.jit

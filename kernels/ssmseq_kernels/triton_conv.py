@@ -14,10 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.reference import causal_conv1d_reference
 from ssmseq_kernels.results import contiguous
-from ssmseq_kernels.triton_common import ceil_div, sigmoid, when
+from ssmseq_kernels.triton_common import Kernel, ceil_div, constants, sigmoid, when
 
 STEPS, CHANNELS = 16, 64  # of a program
 UNSPECIALIZED = ("length", "blocks")
@@ -57,6 +56,7 @@ def _tap(weight, d, live, j, WIDTH: tl.constexpr):
     return tl.load(weight + d * WIDTH + (WIDTH - 1 - j), mask=live, other=0.0)
 
 
+@Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def conv_kernel(
     x,
@@ -125,6 +125,7 @@ def conv_kernel(
     tl.store(target, out.to(result.dtype.element_ty), mask=here)
 
 
+@Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def transposed_kernel(
     grad,
@@ -170,6 +171,7 @@ def transposed_kernel(
         tl.store(target, total.to(early.dtype.element_ty), mask=(t < 0)[:, None] & live)
 
 
+@Kernel
 @triton.jit
 def step_kernel(
     x,
@@ -218,18 +220,9 @@ def _convolve(x, weight, bias, before, seq_idx, silu, reverse, result, grad_y=No
     weight, bias = contiguous(weight, bias)
     programs, blocks, tiles = _grid(x)
     given = [x if t is None else t for t in (bias, before, seq_idx, grad_y)]
-    strides = tuple(t.stride() for t in (x, given[1], given[2], given[3], result))
-    conv_kernel[(programs,)](
-        x,
-        weight,
-        *given,
-        result,
-        x if sums is None else sums,
-        strides,
-        x.shape[1],
-        x.shape[2],
-        blocks,
-        tiles,
+    strides = tuple([t.stride() for t in (x, given[1], given[2], given[3], result)])
+    named = constants(
+        4,
         BACK=int(reverse),
         SILU=silu,
         BACKWARD=grad_y is not None,
@@ -239,8 +232,9 @@ def _convolve(x, weight, bias, before, seq_idx, silu, reverse, result, grad_y=No
         HAS_SEQ=seq_idx is not None,
         STEPS=STEPS,
         CHANNELS=CHANNELS,
-        **common.options(4),
     )
+    tensors = (x, weight, *given, result, x if sums is None else sums)
+    conv_kernel.launch(programs, tensors, (strides, x.shape[1], x.shape[2], blocks, tiles), named)
 
 
 def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
@@ -278,25 +272,18 @@ def _transposed(grad, weight, seq_idx, reverse, dx, early):
     (weight,) = contiguous(weight)
     programs, blocks, tiles = _grid(dx, weight.shape[1] - 1)
     numbers, first = dx if seq_idx is None else seq_idx, dx if early is None else early
-    transposed_kernel[(programs,)](
-        grad,
-        weight,
-        numbers,
-        dx,
-        first,
-        tuple(t.stride() for t in (grad, numbers, dx, first)),
-        dx.shape[1],
-        dx.shape[2],
-        blocks,
-        tiles,
+    named = constants(
+        4,
         BACK=int(reverse),
         WIDTH=weight.shape[1],
         HAS_STATE=early is not None,
         HAS_SEQ=seq_idx is not None,
         STEPS=STEPS,
         CHANNELS=CHANNELS,
-        **common.options(4),
     )
+    strides = (grad.stride(), numbers.stride(), dx.stride(), first.stride())
+    sizes = (strides, dx.shape[1], dx.shape[2], blocks, tiles)
+    transposed_kernel.launch(programs, (grad, weight, numbers, dx, first), sizes, named)
 
 
 def conv_update(x, state, weight, bias, silu):
@@ -309,21 +296,10 @@ def conv_update(x, state, weight, bias, silu):
     elif x.numel():
         weight, bias = contiguous(weight, bias)
         blocks = ceil_div(x.shape[1], CHANNELS)
-        step_kernel[(x.shape[0] * blocks,)](
-            x,
-            state,
-            weight,
-            x if bias is None else bias,
-            y,
-            (x.stride(), state.stride(), y.stride()),
-            x.shape[1],
-            blocks,
-            SILU=silu,
-            WIDTH=weight.shape[1],
-            HAS_BIAS=bias is not None,
-            CHANNELS=CHANNELS,
-            **common.options(1),
-        )
+        tensors = (x, state, weight, x if bias is None else bias, y)
+        named = constants(1, SILU=silu, WIDTH=weight.shape[1], HAS_BIAS=bias is not None, CHANNELS=CHANNELS)
+        numbers = ((x.stride(), state.stride(), y.stride()), x.shape[1], blocks)
+        step_kernel.launch(x.shape[0] * blocks, tensors, numbers, named)
     return y
 
 

@@ -50,6 +50,7 @@ def fetch_output(j, count, outlet, live, n_mask, HAS_Z, CONST_C, ALL):
     return mixer, gate
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     first,
@@ -146,6 +147,7 @@ def forward_kernel(
         tl.store(final, h, mask=where_less(tile, length, end + 1))
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def ends_kernel(
     first,
@@ -217,6 +219,7 @@ def ends_kernel(
     tl.store(sums + n_channels, opened, mask=live)
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=("parts",))
 def link_kernel(
     first,

@@ -99,13 +99,14 @@ def add_to(pointer, value, mask):
     tl.store(pointer, tl.load(pointer, mask=mask, other=0.0) + value, mask=mask)
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_kernel(
     first,
     second,
+    scratch,
     strides,
     result_strides,
-    scratch,
     n_tiles,
     n_batch,
     length,
@@ -141,7 +142,7 @@ def backward_kernel(
     n_mask = n < n_state
     size = tl.full([], n_channels, tl.int64) * n_state
     local = tl.arange(0, CHANNELS)[None, :] * STATES + n[:, None]
-    slots = scratch + (tl.full([], 0, tl.int64) + tl.program_id(0)) * (CHUNK // UNROLL * STATES * CHANNELS)
+    slots = scratch[0] + (tl.full([], 0, tl.int64) + tl.program_id(0)) * (CHUNK // UNROLL * STATES * CHANNELS)
     for index in range(tl.program_id(0), n_tiles, tl.num_programs(0)):
         back, block, part, batch = locate(index, DIRECTION, n_blocks, parts)
         own = first
@@ -268,6 +269,7 @@ def backward_kernel(
             tl.store(dh, g.to(dh.dtype.element_ty), mask=where_less(tile, part, 1))
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def adjoint_ends_kernel(
     first,

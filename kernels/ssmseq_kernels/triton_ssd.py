@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import LOG2E, ceil_div
-from ssmseq_kernels.triton_ssd_forward import INTERPRETED, output_kernel, pass_kernel, states_kernel
+from ssmseq_kernels.triton_ssd_forward import output_kernel, pass_kernel, states_kernel
 
 SMALLEST = 16  # sides of the matrices that tensor cores take
 
@@ -150,7 +150,8 @@ class Chunks:
         self.linked = self.n_chunks > 1 or state is not None or final
         self.order = {"HAS_SEQ": numbers is not None, "REVERSE": reverse, "Q": self.steps}
         self.exact = not in_halves(x, B, C)
-        half = {x.dtype, B.dtype, C.dtype} == {torch.bfloat16} and not INTERPRETED
+        half = {x.dtype, B.dtype, C.dtype} == {torch.bfloat16}
+        half = half and not common.INTERPRETED  # which has no arithmetic in bfloat16
         precision = "ieee" if self.exact or torch.version.hip else "tf32"
         self.kind = {"KIND": tl.bfloat16 if half else tl.float32, "PRECISION": precision}
         self.state_dtype = torch.bfloat16 if half else torch.float32
@@ -166,25 +167,13 @@ class Chunks:
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         added = self.sums.new_empty(self.pieces, self.n_dim, self.n_state, dtype=torch.float32)
         blocks = ceil_div(self.n_dim, dims) * ceil_div(self.n_state, states)
-        states_kernel[(self.pieces * blocks,)](
-            values,
-            mixers,
-            self.dt,
-            self.sums,
-            self.numbers,
-            added,
-            values.stride(),
-            mixers.stride(),
-            self.dt.stride(),
-            self.number_strides,
-            *self.sizes(),
-            ADJOINT=adjoint,
-            **self.order,
-            **self.kind,
-            T=self.tile,
-            DIMS=dims,
-            STATES=states,
-            **common.options(warps),
+        strides = (values.stride(), mixers.stride(), self.dt.stride(), self.number_strides)
+        tile = {"T": self.tile, "DIMS": dims, "STATES": states}
+        states_kernel.launch(
+            self.pieces * blocks,
+            (values, mixers, self.dt, self.sums, self.numbers, added),
+            (*strides, *self.sizes()),
+            common.constants(warps, ADJOINT=adjoint, **self.order, **self.kind, **tile),
         )
         given = edge is not None
         shape = (self.n_batch, self.n_heads, self.n_dim, self.n_state) if final else (0,)
@@ -192,26 +181,12 @@ class Chunks:
         entering = added if self.state_dtype == torch.float32 else torch.empty_like(added, dtype=self.state_dtype)
         size = self.n_dim * self.n_state
         width = min(512, triton.next_power_of_2(size))
-        pass_kernel[(self.n_batch * self.n_heads * ceil_div(size, width),)](
-            added,
-            entering,
-            edge if given else added,
-            last,
-            self.sums,
-            self.numbers,
-            edge.stride() if given else (0, 0, 0, 0),
-            self.number_strides,
-            self.length,
-            self.n_chunks,
-            self.n_heads,
-            self.n_state,
-            size,
-            ADJOINT=adjoint,
-            HAS_EDGE=given,
-            FINAL=final,
-            **self.order,
-            BLOCK=width,
-            **common.options(4),
+        strides = (edge.stride() if given else (0, 0, 0, 0), self.number_strides)
+        pass_kernel.launch(
+            self.n_batch * self.n_heads * ceil_div(size, width),
+            (added, entering, edge if given else added, last, self.sums, self.numbers),
+            (*strides, self.length, self.n_chunks, self.n_heads, self.n_state, size),
+            common.constants(4, ADJOINT=adjoint, HAS_EDGE=given, FINAL=final, **self.order, BLOCK=width),
         )
         return entering, last
 
@@ -224,31 +199,14 @@ class Chunks:
         most_dims, most_states, warps = self.tiles.output
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         tiles = self.steps // self.tile
-        output_kernel[(self.pieces * tiles * ceil_div(self.n_dim, dims),)](
-            self.x,
-            self.dt,
-            self.sums,
-            self.B,
-            self.C,
-            self.numbers,
-            entering,
-            y,
-            self.x.stride(),
-            self.dt.stride(),
-            self.B.stride(),
-            self.C.stride(),
-            self.number_strides,
-            y.stride(),
-            *self.sizes(),
-            LINKED=self.linked,
-            EXACT=self.exact,
-            **self.order,
-            **self.kind,
-            T=self.tile,
-            DIMS=dims,
-            STATES=states,
-            ALL_STATES=ceil_div(self.n_state, states) * states,
-            **common.options(warps),
+        given = [t.stride() for t in (self.x, self.dt, self.B, self.C)]
+        named = self.order | self.kind | {"T": self.tile, "DIMS": dims, "STATES": states}
+        named["ALL_STATES"] = ceil_div(self.n_state, states) * states
+        output_kernel.launch(
+            self.pieces * tiles * ceil_div(self.n_dim, dims),
+            (self.x, self.dt, self.sums, self.B, self.C, self.numbers, entering, y),
+            (*given, self.number_strides, y.stride(), *self.sizes()),
+            common.constants(warps, LINKED=self.linked, EXACT=self.exact, **named),
         )
         return y, last if final else None
 

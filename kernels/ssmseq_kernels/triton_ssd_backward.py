@@ -28,6 +28,7 @@ from ssmseq_kernels.triton_ssd_forward import UNSPECIALIZED, decays_at, decays_b
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors; with fewer, the heads of a group are shared out
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def head_kernel(
     x,
@@ -141,6 +142,7 @@ def head_kernel(
     tl.store(dsums + line + steps, result * LN2)
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def group_kernel(
     x,
@@ -252,23 +254,12 @@ def gradients(scan: Chunks, grad: Tensor | None, grad_final: Tensor | None) -> t
     }
     given = (scan.x, scan.dt, scan.sums, scan.B, scan.C, scan.numbers, grad, entering, leaving)
     strides = (*(t.stride() for t in (scan.x, scan.dt, scan.B, scan.C)), scan.number_strides, grad.stride())
-    head_kernel[(scan.pieces,)](
-        *given,
-        dx,
-        ddt,
-        dsums,
-        *strides,
-        dx.stride(),
-        ddt.stride(),
-        *scan.sizes(),
-        LINKED=scan.linked,
-        EXACT=scan.exact,
-        **scan.order,
-        **scan.kind,
-        DIMS=dims,
-        STATES=states,
-        **padded,
-        **common.options(warps),
+    named = scan.order | scan.kind | {"DIMS": dims, "STATES": states} | padded
+    head_kernel.launch(
+        scan.pieces,
+        (*given, dx, ddt, dsums),
+        (*strides, dx.stride(), ddt.stride(), *scan.sizes()),
+        common.constants(warps, LINKED=scan.linked, EXACT=scan.exact, **named),
     )
     dB, dC = _group_gradients(scan, given, strides)
     state = first.to(scan.state.dtype) if scan.state is not None and first is not None else None
@@ -288,22 +279,12 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
         torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device)
         for t in (scan.B, scan.C)
     ]
-    group_kernel[(programs * shares,)](
-        *given,
-        *room,
-        *strides,
-        *(t.stride() for t in room),
-        *scan.sizes(),
-        shares,
-        per_share,
-        LINKED=scan.linked,
-        EXACT=scan.exact,
-        **scan.order,
-        **scan.kind,
-        DIMS=dims,
-        STATES=states,
-        ALL_DIMS=ceil_div(scan.n_dim, dims) * dims,
-        **common.options(warps),
+    named = scan.order | scan.kind | {"DIMS": dims, "STATES": states, "ALL_DIMS": ceil_div(scan.n_dim, dims) * dims}
+    group_kernel.launch(
+        programs * shares,
+        (*given, *room),
+        (*strides, *(t.stride() for t in room), *scan.sizes(), shares, per_share),
+        common.constants(warps, LINKED=scan.linked, EXACT=scan.exact, **named),
     )
     dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (scan.B, scan.C), strict=True))
     return dB, dC

@@ -25,9 +25,6 @@ def locate(pid, n_chunks, n_heads):
     return wide + pid // n_heads // n_chunks, wide + pid // n_heads % n_chunks, wide + pid % n_heads
 
 
-INTERPRETED = not isinstance(locate, triton.JITFunction)  # where there is no arithmetic in bfloat16
-
-
 @triton.jit
 def fetch(pointer, rows, columns, strides, n_rows, n_columns):
     """A matrix, zero outside."""
@@ -105,6 +102,7 @@ def decays_between(
     return tl.exp2(tl.where(inside, exponent, float("-inf")))
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def states_kernel(
     values,
@@ -160,6 +158,7 @@ def states_kernel(
     put(added + piece * size, found, p, n, (n_state, 1), n_dim, n_state)
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def pass_kernel(
     added,
@@ -215,6 +214,7 @@ def pass_kernel(
         tl.store(final + row * (tl.full([], 0, tl.int64) + size) + inside, state, mask=live)
 
 
+@common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def output_kernel(
     x,

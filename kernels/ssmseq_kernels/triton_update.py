@@ -16,6 +16,7 @@ from ssmseq_kernels.results import contiguous
 from ssmseq_kernels.triton_common import LOG2E, ceil_div, channels_of, sigmoid, softplus, vector
 
 
+@common.Kernel
 @triton.jit
 def update_kernel(
     state,
@@ -85,22 +86,9 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     per_group = n_channels // B.shape[1]
     tile = common.tile_of(state.shape[2], common.FORWARD_TILES)
     blocks = ceil_div(per_group, tile.channels)
-    update_kernel[(n_batch * B.shape[1] * blocks,)](
-        state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        u if D is None else D,
-        u if z is None else z,
-        u if delta_bias is None else delta_bias,
-        y,
-        tuple((x if x is not None else u).stride() for x in (state, u, delta, A, B, C, z, y)),
-        n_channels,
-        state.shape[2],
-        blocks,
-        per_group,
+    strides = [(u if x is None else x).stride() for x in (state, u, delta, A, B, C, z, y)]
+    named = common.constants(
+        tile.warps,
         SOFTPLUS=delta_softplus,
         HAS_D=D is not None,
         HAS_Z=z is not None,
@@ -108,27 +96,9 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
         FULL=per_group % tile.channels == 0,
         STATES=tile.states,
         CHANNELS=tile.channels,
-        **common.options(tile.warps),
     )
+    others = [u if x is None else x for x in (D, z, delta_bias)]
+    numbers = (tuple(strides), n_channels, state.shape[2], blocks, per_group)
+    programs = n_batch * B.shape[1] * blocks
+    update_kernel.launch(programs, (state, u, delta, A, B, C, *others, y), numbers, named)
     return y
-
-
-def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    """Do the same with mixers (B, N) too, or return None if the tensors are not as they must be."""
-    B, C = (x.unsqueeze(1) if x.dim() == 2 else x for x in (B, C))
-    given = [x for x in (u, delta, B, C, z) if x is not None]
-    weights = [x for x in (A, D, delta_bias) if x is not None]
-    n_batch, n_channels, n_state = state.shape
-    mixed = (n_batch, B.shape[1], n_state)
-    fits = (
-        state.dtype == torch.float32
-        and all(x.dtype == torch.float32 or x.dtype.itemsize == 2 for x in given)
-        and all(x.dtype == torch.float32 for x in weights)
-        and all(x is None or x.shape == (n_batch, n_channels) for x in (u, delta, z))
-        and all(x is None or x.shape == (n_channels,) for x in (D, delta_bias))
-        and A.shape == (n_channels, n_state)
-        and B.shape == C.shape == mixed
-        and n_channels % max(mixed[1], 1) == 0
-        and (state.stride(2) == 1 or n_state == 1)
-    )
-    return update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus) if fits else None

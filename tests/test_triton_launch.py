@@ -1,0 +1,176 @@
+"""How Triton kernels are launched: after the first time without Triton's binding, and on the device of their tensors.
+
+What stands for the driver of a GPU compiles as for one, and takes down what would be launched.
+"""
+
+import contextlib
+import importlib.util
+import os
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssmseq_kernels import bidirectional_selective_scan, causal_conv1d, causal_conv1d_update, ops, selective_scan
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter launches nothing"),
+]
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks" / "kernels"
+SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+def plain(value):
+    """A value to compare: tensors as their addresses, at any depth."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr()
+    return tuple(plain(x) for x in value) if isinstance(value, tuple | list) else value
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """The driver, which keeps what it launched in `notes`: the arguments of Triton's launcher."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        drivers = import_module("triton.runtime").driver
+        before, notes = dict(vars(drivers)), []
+        stand_in = import_module("launch_cost").NoLaunch(lambda *call: notes.append(plain(call)))
+        stand_in.notes = notes
+        drivers.set_active(stand_in)
+        patch.setitem(ops.KERNELS, "cpu", import_module("ssmseq_kernels.cuda"))
+        yield stand_in
+        vars(drivers).update(before)
+
+
+@pytest.fixture
+def common(driver, monkeypatch):
+    """The module of the launcher, with nothing launched yet, and `taken`, the launches asked for from now on."""
+    module = import_module("ssmseq_kernels.triton_common")
+    launch, module.taken = module.Kernel.launch, []
+
+    def note(kernel, *call):
+        module.taken.append((kernel, call))
+        kernel.known.clear()
+        launch(kernel, *call)
+
+    monkeypatch.setattr(module.Kernel, "launch", note)
+    driver.notes.clear()
+    yield module
+    del module.taken
+
+
+def repeated(common, driver, monkeypatch):
+    """Launch what was taken once more, by us and by Triton; yield the kernel and the arguments of both launches."""
+    monkeypatch.undo()
+    for kernel, (programs, tensors, numbers, named) in common.taken:
+        kernel.launch(programs, tensors, numbers, named)
+        driver.notes.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(common.Kernel, "bind", None)  # which fails if it is called
+            kernel.launch(programs, tensors, numbers, named)
+        kernel.jit[(programs,)](*tensors, *numbers, **named)
+        yield kernel, *driver.notes
+
+
+def make_scan(length=5, n_channels=8, n_state=2):
+    generator = torch.Generator().manual_seed(0)
+    shapes = dict.fromkeys(("u", "delta", "z"), (2, length, n_channels)) | dict.fromkeys(
+        ("D", "delta_bias"), (n_channels,)
+    )
+    shapes |= dict.fromkeys("BC", (2, length, n_state))
+    shapes |= {"A": (n_channels, n_state), "initial_state": (2, n_channels, n_state)}
+    return {k: torch.randn(shapes[k], generator=generator).requires_grad_() for k in SCAN}
+
+
+def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
+    monkeypatch.setattr(common, "LONGEST_UNCUT", 64)
+    monkeypatch.setattr(common, "PROGRAMS_WANTED", 100)
+    inputs = make_scan(length=70)
+    y, state = selective_scan(**inputs, return_final_state=True)
+    (y.sum() + state.sum()).backward()
+    pair = bidirectional_selective_scan(tuple(inputs.values()), tuple(inputs.values()))
+    (pair[0] + pair[1]).sum().backward()
+    weight = torch.randn(8, 3, requires_grad=True)
+    causal_conv1d(inputs["u"], weight, activation="silu").sum().backward()
+    with torch.no_grad():
+        causal_conv1d_update(torch.randn(2, 8), torch.randn(2, 2, 8), weight)
+        now = {k: v[:, 0] if v.dim() == 3 else v for k, v in inputs.items() if k != "initial_state"}
+        step = [now[k].unsqueeze(1) if k in "BC" else now[k] for k in SCAN[:-1]]
+        ops.KERNELS["cpu"].update_checked(inputs["initial_state"], *step, True)
+    x, dt, B = torch.randn(1, 20, 2, 16), torch.rand(1, 20, 2), torch.randn(1, 20, 1, 16)
+    tensors = [t.requires_grad_() for t in (x, dt, torch.rand(2), B, B.clone())]
+    y, _ = import_module("ssmseq_kernels.triton_ssd").ssd_chunked(*tensors, None, None, False, True)
+    y.sum().backward()
+    names = []
+    for kernel, ours, theirs in repeated(common, driver, monkeypatch):
+        assert ours[:6] == theirs[:6]  # grid, stream, function, packed metadata
+        assert ours[6:9] == (None, None, None)  # what hooks are told, and no hooks
+        assert ours[9:] == theirs[9:]
+        names.append(kernel.jit.fn.__name__)
+    kernels = [x for modules in import_module("compile_offline").KERNELS.values() for x in modules]
+    assert set(names) == set(kernels)
+
+
+def test_what_is_compiled_for_one_kind_serves_no_other(common, driver, monkeypatch):
+    def step(n_channels=16, dtype=torch.float32, offset=0, spread=1, width=3):
+        room = torch.zeros(2, n_channels * spread + 8, dtype=dtype)
+        x = room[:, offset : offset + n_channels * spread : spread]
+        causal_conv1d_update(x, torch.zeros(2, width - 1, n_channels, dtype=dtype), torch.ones(n_channels, width))
+
+    step()
+    step(offset=1)
+    step(offset=4)  # 16 bytes, which are none to a compiler
+    step(spread=2)
+    step(n_channels=17)
+    step(dtype=torch.half)
+    step(width=2)
+    found = list(repeated(common, driver, monkeypatch))
+    assert all(ours[4] == theirs[4] for _, ours, theirs in found)
+    assert len({ours[4] for _, ours, _ in found}) == 6
+    assert len(found[0][0].known) == 6
+
+
+def test_hooks_see_every_launch(common, driver, monkeypatch):
+    from triton import knobs
+
+    causal_conv1d_update(torch.zeros(1, 4), torch.zeros(1, 1, 4), torch.ones(4, 2))
+    kernel, call = common.taken[0]
+    monkeypatch.undo()
+    kernel.launch(*call)
+    assert driver.notes[-1][6:9] == (None, None, None)
+    hooks = knobs.runtime.launch_enter_hook
+    if hooks is None:
+        monkeypatch.setattr(knobs.runtime, "launch_enter_hook", print)
+    else:
+        monkeypatch.setattr(hooks, "calls", [print])
+    kernel.launch(*call)
+    assert driver.notes[-1][6] is not None  # what is told to
+    assert driver.notes[-1][7] is not None  # the hook
+
+
+def test_it_happens_on_the_device_of_the_tensors(driver, monkeypatch):
+    used = []
+
+    @contextlib.contextmanager
+    def device(number):
+        before, driver.number = driver.number, number
+        used.append(number)
+        yield
+        driver.number = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(driver, "number", 7)
+    for _ in range(2):
+        causal_conv1d_update(torch.zeros(1, 4), torch.zeros(1, 1, 4), torch.ones(4, 2))
+    assert used == [-1, -1]
+    assert driver.number == 7
+
+
+def test_few_kinds_are_kept(driver, monkeypatch):
+    module = import_module("ssmseq_kernels.triton_conv")
+    monkeypatch.setattr(import_module("ssmseq_kernels.triton_common"), "MOST_KINDS", 2)
+    for n_channels in (4, 5, 6, 7):
+        causal_conv1d_update(torch.zeros(1, n_channels), torch.zeros(1, 1, n_channels), torch.ones(n_channels, 2))
+        assert 1 <= len(module.step_kernel.known) <= 2
