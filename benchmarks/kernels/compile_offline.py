@@ -56,7 +56,7 @@ SLACK = 1.05
 SLACK_OF_LOOPS = 1.25
 KERNELS = {
     triton_scan: ("forward_kernel", "ends_kernel", "link_kernel"),
-    triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel"),
+    triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel", "total_kernel"),
     triton_update: ("update_kernel",),
     triton_conv: ("conv_kernel", "transposed_kernel", "step_kernel"),
     triton_ssd: ("states_kernel", "pass_kernel", "output_kernel"),

@@ -37,6 +37,7 @@ __all__ = [
 ]
 WIDEST_STEP = 1 << 24  # elements between two steps; kernels multiply them by the steps of a chunk in 32 bits
 WORTH_WIDENING = 1 << 24  # elements of u times states
+TOTALS = 256  # elements of a program that adds up gradients
 _NOTHING = (0, 0, 0)  # strides of what is not there
 
 
@@ -257,31 +258,42 @@ class Partials:
     def __init__(self, scan: Scans, tensors: list[Any], grads: tuple[Tensor, ...]):
         A, B, C = tensors[2:5]
         self.grads, self.pieces = grads, scan.n_batch * scan.plan.parts
-        self.dA = A.new_zeros(self.pieces, A.shape[1], scan.n_channels)
-        self.vectors = A.new_empty(self.pieces, 2, scan.n_channels)
-        self.mixers = []
+        rates = (self.pieces, A.shape[1], scan.n_channels)
+        self.dA, self.vectors = A.new_empty(rates), A.new_empty(self.pieces, 2, scan.n_channels)
+        self.mixers, self.to_sum = [], []
         for x, grad in ((B, grads[3]), (C, grads[4])):
-            if x.dim() == 2:
-                self.mixers.append(torch.zeros_like(self.dA))
-            elif scan.plan.blocks == 1 and grad.dtype == torch.float32:
-                self.mixers.append(grad)
-            else:
-                self.mixers.append(A.new_empty(scan.plan.blocks, *x.shape))
+            changing = x.dim() == 4
+            found = changing and scan.plan.blocks == 1 and grad.dtype == torch.float32
+            self.mixers.append(grad if found else A.new_empty((scan.plan.blocks, *x.shape) if changing else rates))
+            self.to_sum.append(changing and not found)
 
-    def add_up(self) -> None:
-        """Sum over parts, those over batch and time in double."""
-        _, _, dA, dB, dC, dD, _, dbias, _ = self.grads
-        dA.copy_(self.dA.sum(0, dtype=torch.float64).T)
-        for result, partial in zip((dB, dC), self.mixers, strict=True):
-            if result.dim() == 2:
-                result.copy_(partial.sum(0, dtype=torch.float64).T)
-            elif partial is not result:
-                result.copy_(partial.sum(0))
-        if dD.numel() or dbias.numel():
-            total = self.vectors.sum(0, dtype=torch.float64)
-            for result, value in zip((dD, dbias), total, strict=True):
-                if result.numel():
-                    result.copy_(value)
+
+def _add_up(scan: Scans, partials: list[Partials]) -> None:
+    """Sum over parts, in double and in one launch."""
+    first = partials[0]
+    pointers = [
+        tuple([x if x.numel() else own.dA for x in (own.dA, *own.mixers, own.vectors, *own.grads[2:6], own.grads[7])])
+        for own in partials
+    ]
+    _, _, _, B, C, D, _, bias, _, _ = scan.first
+    n_mixed = [x.numel() for x, summed in zip((B, C), first.to_sum, strict=True) if summed]
+    sizes = (*first.dA.shape[2:], first.dA.shape[1], first.pieces, scan.plan.blocks, max(n_mixed, default=0))
+    named = constants(
+        4,
+        PAIR=len(partials) == 2,
+        HAS_D=D is not None,
+        HAS_BIAS=bias is not None,
+        CONST_B=B.dim() == 2,
+        CONST_C=C.dim() == 2,
+        SUM_B=first.to_sum[0],
+        SUM_C=first.to_sum[1],
+        PIECES=8,
+        BLOCK=TOTALS,
+    )
+    most = max(first.dA.shape[1] * scan.n_channels, 2 * scan.n_channels, *n_mixed)
+    programs = common.ceil_div(most, TOTALS) * len(partials)
+    second = pointers[1] if len(pointers) == 2 else pointers[0][:1]
+    adjoints.total_kernel.launch(programs, (pointers[0], second), sizes, named)
 
 
 def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple[Tensor, ...]]:
@@ -305,8 +317,7 @@ def _backward(scans_: list[tuple], softplus: bool, direction: int) -> list[tuple
         adjoints.adjoint_ends_kernel.launch(programs, pointers, (scan.strides, sg, *plan.numbers), plan.walk)
         scan.link(pointers, 13, edges, True)
     _launch_backward(scan, pointers, (sg, *(_strides(x) for x in (edges[0], *(results[0][i] for i in (0, 1, 6, 8))))))
-    for partial in partials:
-        partial.add_up()
+    _add_up(scan, partials)
     return results
 
 

@@ -94,9 +94,9 @@ def rows_sum(pointer, value, n, mask):
 
 
 @triton.jit
-def add_to(pointer, value, mask):
-    """Add to memory that no other program touches."""
-    tl.store(pointer, tl.load(pointer, mask=mask, other=0.0) + value, mask=mask)
+def add_to(pointer, value, mask, times):
+    """Add to memory that no other program touches, and that nothing was added to if `times` is zero."""
+    tl.store(pointer, tl.load(pointer, mask=where_less(mask, 0, times), other=0.0) + value, mask=mask)
 
 
 @common.Kernel
@@ -254,11 +254,11 @@ def backward_kernel(
                     part_bias += tl.where(here, grad_dt, 0.0)
                     h = states[k]
             tl.debug_barrier()
-            add_to(dA + across, sum_A, tile)
+            add_to(dA + across, sum_A, tile, i)
             if CONST_B:
-                add_to(dB + slot * size + across, sum_B, tile)
+                add_to(dB + slot * size + across, sum_B, tile, i)
             if CONST_C:
-                add_to(dC + slot * size + across, sum_C, tile)
+                add_to(dC + slot * size + across, sum_C, tile, i)
             sum_D += part_D
             sum_bias += part_bias
         sums = own[22] + slot * 2 * n_channels + d
@@ -346,3 +346,72 @@ def adjoint_ends_kernel(
     sums = own[14] + slot * 2 * n_channels + d
     tl.store(sums, total, mask=live)
     tl.store(sums + n_channels, opened, mask=live)
+
+
+@triton.jit
+def total_of(source, size, pieces, e, PIECES: tl.constexpr):
+    """Sum over pieces of `size` elements, in double, of the elements e; so many pieces are fetched together."""
+    total = tl.zeros(e.shape, tl.float64)
+    live = e < size
+    for begin in range(0, pieces, PIECES):
+        values = ()
+        for k in tl.static_range(PIECES):
+            given = where_less(live, begin + k, pieces)
+            values += (tl.load(source + size * (begin + k) + e, mask=given, other=0.0),)
+        for k in tl.static_range(PIECES):
+            total += values[k].to(tl.float64)
+    return total
+
+
+@common.Kernel
+@triton.jit(do_not_specialize=("pieces", "blocks", "n_mixed"))
+def total_kernel(
+    first,
+    second,
+    n_channels,
+    n_state,
+    pieces,
+    blocks,
+    n_mixed,
+    PAIR: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    CONST_B: tl.constexpr,
+    CONST_C: tl.constexpr,
+    SUM_B: tl.constexpr,
+    SUM_C: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add up what `backward_kernel` left of the gradients of A, B, C, D and the bias, each by programs of its own."""
+    pid = tl.program_id(0)
+    own = first
+    if PAIR:
+        own = chosen(first, second, pid % 2, 9)
+        pid = pid // 2
+    of_A, of_B, of_C, of_vectors, dA, dB, dC, dD, dbias = own
+    e = tl.full([], BLOCK, tl.int64) * pid + tl.arange(0, BLOCK)
+    size, width = tl.full([], n_channels, tl.int64) * n_state, tl.full([], n_channels, tl.int64) * 2
+    if pid * BLOCK < size:
+        live = e < size
+        turned = e % n_channels * n_state + e // n_channels
+        tl.store(dA + turned, total_of(of_A, size, pieces, e, PIECES).to(tl.float32), mask=live)
+        if CONST_B:
+            total = total_of(of_B, size, pieces, e, PIECES)
+            tl.store(dB + turned, total.to(dB.dtype.element_ty), mask=live)
+        if CONST_C:
+            total = total_of(of_C, size, pieces, e, PIECES)
+            tl.store(dC + turned, total.to(dC.dtype.element_ty), mask=live)
+    if pid * BLOCK < width:
+        total = total_of(of_vectors, width, pieces, e, PIECES).to(tl.float32)
+        if HAS_D:
+            tl.store(dD + e, total, mask=e < n_channels)
+        if HAS_BIAS:
+            tl.store(dbias + (e - n_channels), total, mask=(e >= n_channels) & (e < width))
+    mixed = tl.full([], 0, tl.int64) + n_mixed
+    if SUM_B:
+        total = total_of(of_B, mixed, blocks, e, PIECES)
+        tl.store(dB + e, total.to(dB.dtype.element_ty), mask=e < mixed)
+    if SUM_C:
+        total = total_of(of_C, mixed, blocks, e, PIECES)
+        tl.store(dC + e, total.to(dC.dtype.element_ty), mask=e < mixed)
