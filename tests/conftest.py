@@ -84,4 +84,4 @@ def isa(request):
 
 def pytest_collection_modifyitems(items):
     """Begin with the tests that take minutes, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: item.name != "test_in_the_interpreter")
+    items.sort(key=lambda item: item.name not in ("test_in_the_interpreter", "test_compiled_for_a_gpu"))

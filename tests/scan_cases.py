@@ -1,10 +1,15 @@
 """Inputs of the selective scan, and its comparison with the float64 definition; shared by the tests of the kernels."""
 
 import ctypes
+import importlib.util
 import mmap
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ssmseq_kernels import selective_scan
@@ -12,6 +17,20 @@ from ssmseq_kernels.reference import selective_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}  # relative L2 error; the table of kernels/README.md
 DEVICE = os.environ.get("SSMSEQ_TEST_DEVICE", "cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MACHINE = os.environ.get("SSMSEQ_TEST_MACHINE")  # architecture of what ptx_machine stands for
+BY_TRITON = bool(INTERPRETED or MACHINE or DEVICE == "cuda")
+HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # the interpreter gets bfloat16 wrong
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_machine = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or sys.platform != "linux",
+    reason="the machine of compiled kernels needs triton, and the memory of a process as Linux lays it out",
+)
+if MACHINE:
+    from ptx_machine import Driver
+    from triton.runtime import driver
+
+    driver.set_active(Driver(MACHINE))
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
@@ -35,6 +54,15 @@ def make_inputs(
         "initial_state": normal(n_batch, n_channels, n_state),
     }
     return {k: v.to(DEVICE, dtype) for k, v in inputs.items() if k not in without}
+
+
+def run_checks(file: str, *options: str, **environment: str) -> None:
+    """Run the checks of a file in a process with more in its environment."""
+    command = [sys.executable, "-m", "pytest", Path(file).name, "-q", "-p", "no:cacheprovider", *options]
+    command += ["-o", "python_functions=check_*"]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment
+    done = subprocess.run(command, cwd=Path(file).parent, env=settings, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def relative_error(found, truth):

@@ -1,29 +1,32 @@
-"""The Triton kernels in Triton's interpreter: the contract of the scan and the convolution in float32, without a GPU.
+"""The Triton kernels without a GPU: the contract of the scan and the convolution, in Triton's interpreter, and as they
+are compiled for a GPU, on the machine of ptx_machine.py.
 
-The interpreter has to be chosen before anything imports triton. So the checks below run in a process of their own,
-which `test_in_the_interpreter` starts; as CPU tensors are what an interpreted kernel takes, they serve the CPU there.
+Both have to be chosen before anything imports triton. So the checks below run in processes of their own, which the
+first tests start; both take CPU tensors, so that there the kernels serve the CPU.
 """
 
-import importlib.metadata
 import importlib.util
 import itertools
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from scan_cases import (
+    BY_TRITON,
     DEVICE,
+    HALVES,
     NAMES,
     assert_matches_reference,
     guarded,
     make_inputs,
+    needs_machine,
+    needs_triton,
     numbered,
     relaid,
     relative_error,
+    run_checks,
     run_with_gradients,
 )
 
@@ -38,31 +41,34 @@ from ssmseq_kernels import (
 )
 from ssmseq_kernels.reference import causal_conv1d_reference, selective_scan_reference
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Checks of all kernels, with little to compile.
+FEW = "half_precision or states[65 or one_step or convolution[4-silu-True] or parts[starts1 or one_call[True-True]"
 ALONG_TIME = ("u", "delta", "B", "C", "z")
 
 
-def run_checks(**environment):
-    """Run the checks of this file in a process with more in its environment."""
-    here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", here.name, "-q", "-p", "no:cacheprovider"]
-    command += ["-o", "python_functions=check_*"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment
-    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_in_the_interpreter():
-    run_checks(TRITON_INTERPRET="1")
+    run_checks(__file__, TRITON_INTERPRET="1")
+
+
+@needs_machine
+def test_compiled_for_a_gpu():
+    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_MACHINE="sm_90")
+
+
+@needs_machine
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_all_compiled_for_a_gpu(arch):
+    run_checks(__file__, SSMSEQ_TEST_MACHINE=arch)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu():
-    run_checks(SSMSEQ_TEST_DEVICE="cuda")
+    run_checks(__file__, SSMSEQ_TEST_DEVICE="cuda")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_triton_is_not_imported_with_the_package():
     code = "import sys, ssmseq_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -78,19 +84,7 @@ def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
         ops.cuda_missing.cache_clear()
 
 
-@pytest.mark.parametrize(("version", "serves"), [("3.3.1", False), ("3.4.0", True), ("3.10.0+git1", True)])
-def test_an_old_triton_leaves_gpus_to_the_reference(monkeypatch, version, serves):
-    ops.cuda_missing.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    try:
-        assert ops.has_kernel(torch.device("cuda")) == serves
-        assert ("upgrade torch to 2.8" in available_backends()["cuda"]) != serves
-    finally:
-        ops.cuda_missing.cache_clear()
-
-
-@pytest.fixture(autouse=INTERPRETED or DEVICE == "cuda")
+@pytest.fixture(autouse=BY_TRITON)
 def kernels(poisoned_memory, monkeypatch):
     """Serve the tensors of the checks by the Triton kernels, all uninitialised memory filled with NaN."""
     from ssmseq_kernels import cuda
@@ -297,8 +291,7 @@ def check_nan_reaches_the_output_of_its_channel_only():
     assert y[..., [0, 2]].isfinite().all()
 
 
-# The interpreter gets bfloat16 wrong.
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def check_half_precision_is_computed_in_float32(dtype):
     inputs = make_inputs(2, 11, 8, 4)
     halves = {k: v.to(dtype) if k in ALONG_TIME else v for k, v in inputs.items()}

@@ -1,9 +1,10 @@
-"""How Triton kernels are launched: after the first time without Triton's binding, and on the device of their tensors.
+"""Which Triton serves, and how it launches: without binding after the first time, on the device of the tensors.
 
 What stands for the driver of a GPU compiles as for one, and takes down what would be launched.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 from importlib import import_module
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssmseq_kernels import bidirectional_selective_scan, causal_conv1d, causal_conv1d_update, ops, selective_scan
+from ssmseq_kernels import (
+    available_backends,
+    bidirectional_selective_scan,
+    causal_conv1d,
+    causal_conv1d_update,
+    ops,
+    selective_scan,
+)
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
@@ -174,3 +182,15 @@ def test_few_kinds_are_kept(driver, monkeypatch):
     for n_channels in (4, 5, 6, 7):
         causal_conv1d_update(torch.zeros(1, n_channels), torch.zeros(1, 1, n_channels), torch.ones(n_channels, 2))
         assert 1 <= len(module.step_kernel.known) <= 2
+
+
+@pytest.mark.parametrize(("version", "serves"), [("3.3.1", False), ("3.4.0", True), ("3.10.0+git1", True)])
+def test_an_old_triton_leaves_gpus_to_the_reference(monkeypatch, version, serves):
+    ops.cuda_missing.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    try:
+        assert ops.has_kernel(torch.device("cuda")) == serves
+        assert ("upgrade torch to 2.8" in available_backends()["cuda"]) != serves
+    finally:
+        ops.cuda_missing.cache_clear()

@@ -1,49 +1,56 @@
-"""The Triton kernels of Mamba-2's scan in Triton's interpreter, against the sequential definition in float64.
+"""The Triton kernels of Mamba-2's scan without a GPU, against the sequential definition in float64.
 
 The checks below run in a process of their own, as those of test_triton.py and for the same reason.
 """
 
-import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scan_cases import DEVICE, guarded, relative_error, run_with_gradients
+from scan_cases import (
+    BY_TRITON,
+    DEVICE,
+    HALVES,
+    guarded,
+    needs_machine,
+    needs_triton,
+    relative_error,
+    run_checks,
+    run_with_gradients,
+)
 
 from ssmseq_kernels.reference import ssd_scan_reference
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FEW = "half_precision"  # checks of all kernels, with little to compile
 TOLERANCE = 1e-6  # relative L2 error; the table of kernels/README.md
 # A few numbers that are sums of many of either sign, as in test_ssd.py.
 SUMMED, SUMMED_FACTOR = ("grad of A", "grad of initial_state"), 5
 ALONG_TIME = ("x", "dt", "B", "C")
 
 
-def run_checks(**environment):
-    """Run the checks of this file in a process with more in its environment."""
-    here = Path(__file__)
-    command = [sys.executable, "-m", "pytest", here.name, "-q", "-p", "no:cacheprovider"]
-    command += ["-o", "python_functions=check_*"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | environment
-    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_in_the_interpreter():
-    run_checks(TRITON_INTERPRET="1")
+    run_checks(__file__, TRITON_INTERPRET="1")
+
+
+@needs_machine
+def test_compiled_for_a_gpu():
+    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_MACHINE="sm_80")
+
+
+@needs_machine
+@pytest.mark.slow
+def test_all_compiled_for_a_gpu():
+    run_checks(__file__, SSMSEQ_TEST_MACHINE="sm_80")
 
 
 @pytest.mark.gpu
 def test_on_a_gpu():
-    run_checks(SSMSEQ_TEST_DEVICE="cuda")
+    run_checks(__file__, SSMSEQ_TEST_DEVICE="cuda")
 
 
-@pytest.fixture(autouse=INTERPRETED or DEVICE == "cuda")
+@pytest.fixture(autouse=BY_TRITON)
 def no_stale_memory(poisoned_memory):
     """Fill uninitialised memory with NaN in every check."""
 
@@ -205,8 +212,7 @@ def check_extreme_step_sizes(dt):
     assert relative_error(state, true_state) < TOLERANCE
 
 
-# The interpreter gets bfloat16 wrong. On a GPU halves are multiplied as they are.
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)  # on a GPU bfloat16 is multiplied as it is
 def check_half_precision(dtype):
     inputs = make_inputs(2, 130, 3, 20, 1, 30)
     halves = {k: v.to(dtype) if k in ("x", "B", "C") else v for k, v in inputs.items()}

@@ -349,15 +349,15 @@ def adjoint_ends_kernel(
 
 
 @triton.jit
-def total_of(source, size, pieces, e, PIECES: tl.constexpr):
-    """Sum over pieces of `size` elements, in double, of the elements e; so many pieces are fetched together."""
-    total = tl.zeros(e.shape, tl.float64)
-    live = e < size
-    for begin in range(0, pieces, PIECES):
+def total_of(source, size, pieces, begin, live, PIECES: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over pieces of `size` elements, in double, of those from `begin` on; so many pieces are fetched together."""
+    total = tl.zeros([BLOCK], tl.float64)
+    source += begin + tl.arange(0, BLOCK)
+    for first in range(0, pieces, PIECES):
         values = ()
         for k in tl.static_range(PIECES):
-            given = where_less(live, begin + k, pieces)
-            values += (tl.load(source + size * (begin + k) + e, mask=given, other=0.0),)
+            given = where_less(live, first + k, pieces)
+            values += (tl.load(source + size * (first + k), mask=given, other=0.0),)
         for k in tl.static_range(PIECES):
             total += values[k].to(tl.float64)
     return total
@@ -390,28 +390,34 @@ def total_kernel(
         own = chosen(first, second, pid % 2, 9)
         pid = pid // 2
     of_A, of_B, of_C, of_vectors, dA, dB, dC, dD, dbias = own
-    e = tl.full([], BLOCK, tl.int64) * pid + tl.arange(0, BLOCK)
+    begin = tl.full([], BLOCK, tl.int64) * pid
+    local = tl.arange(0, BLOCK)
     size, width = tl.full([], n_channels, tl.int64) * n_state, tl.full([], n_channels, tl.int64) * 2
-    if pid * BLOCK < size:
-        live = e < size
+    if begin < size:
+        e = pid * BLOCK + local
+        live = e < n_channels * n_state
         turned = e % n_channels * n_state + e // n_channels
-        tl.store(dA + turned, total_of(of_A, size, pieces, e, PIECES).to(tl.float32), mask=live)
+        total = total_of(of_A, size, pieces, begin, live, PIECES, BLOCK)
+        tl.store(dA + turned, total.to(tl.float32), mask=live)
         if CONST_B:
-            total = total_of(of_B, size, pieces, e, PIECES)
+            total = total_of(of_B, size, pieces, begin, live, PIECES, BLOCK)
             tl.store(dB + turned, total.to(dB.dtype.element_ty), mask=live)
         if CONST_C:
-            total = total_of(of_C, size, pieces, e, PIECES)
+            total = total_of(of_C, size, pieces, begin, live, PIECES, BLOCK)
             tl.store(dC + turned, total.to(dC.dtype.element_ty), mask=live)
-    if pid * BLOCK < width:
-        total = total_of(of_vectors, width, pieces, e, PIECES).to(tl.float32)
+    if begin < width:
+        e = pid * BLOCK + local
+        live = e < 2 * n_channels
+        total = total_of(of_vectors, width, pieces, begin, live, PIECES, BLOCK).to(tl.float32)
         if HAS_D:
             tl.store(dD + e, total, mask=e < n_channels)
         if HAS_BIAS:
-            tl.store(dbias + (e - n_channels), total, mask=(e >= n_channels) & (e < width))
+            tl.store(dbias + (e - n_channels), total, mask=(e >= n_channels) & live)
     mixed = tl.full([], 0, tl.int64) + n_mixed
+    live = local < tl.minimum(tl.maximum(mixed - begin, 0), BLOCK).to(tl.int32)
     if SUM_B:
-        total = total_of(of_B, mixed, blocks, e, PIECES)
-        tl.store(dB + e, total.to(dB.dtype.element_ty), mask=e < mixed)
+        total = total_of(of_B, mixed, blocks, begin, live, PIECES, BLOCK)
+        tl.store(dB + begin + local, total.to(dB.dtype.element_ty), mask=live)
     if SUM_C:
-        total = total_of(of_C, mixed, blocks, e, PIECES)
-        tl.store(dC + e, total.to(dC.dtype.element_ty), mask=e < mixed)
+        total = total_of(of_C, mixed, blocks, begin, live, PIECES, BLOCK)
+        tl.store(dC + begin + local, total.to(dC.dtype.element_ty), mask=live)
