@@ -16,7 +16,7 @@ TYPES = {
 
 
 class FaultError(RuntimeError):
-    """What a GPU would not do, or the machine that stands for it cannot."""
+    """What a GPU would not do, or its emulator cannot."""
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:

@@ -22,19 +22,19 @@ SUMMED, SUMMED_FACTOR = (
 )  # sums of many of either sign, of what a GPU approximates
 DEVICE = os.environ.get("SSMSEQ_TEST_DEVICE", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-MACHINE = os.environ.get("SSMSEQ_TEST_MACHINE")  # architecture of what ptx_machine stands for
-BY_TRITON = bool(INTERPRETED or MACHINE or DEVICE == "cuda")
+EMULATED = os.environ.get("SSMSEQ_TEST_EMULATOR")  # architecture of what ptx_emulator stands for
+BY_TRITON = bool(INTERPRETED or EMULATED or DEVICE == "cuda")
 HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # the interpreter gets bfloat16 wrong
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-needs_machine = pytest.mark.skipif(
+needs_emulator = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or sys.platform != "linux",
-    reason="the machine of compiled kernels needs triton, and the memory of a process as Linux lays it out",
+    reason="the emulator needs triton, and the memory of a process as Linux lays it out",
 )
-if MACHINE:
-    from ptx_machine import Driver
+if EMULATED:
+    from ptx_emulator import Driver
     from triton.runtime import driver
 
-    driver.set_active(Driver(MACHINE))
+    driver.set_active(Driver(EMULATED))
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
@@ -89,7 +89,7 @@ def assert_matches_reference(inputs, tolerance=None, **options):
     truth = run_with_gradients(lambda **x: selective_scan_reference(**x, **options), exact)
     tolerance = tolerance or TOLERANCE[inputs["u"].dtype]
     for name, value in truth.items():
-        bound = tolerance * (SUMMED_FACTOR if name in SUMMED and (MACHINE or DEVICE == "cuda") else 1)
+        bound = tolerance * (SUMMED_FACTOR if name in SUMMED and (EMULATED or DEVICE == "cuda") else 1)
         error = relative_error(found[name], value)
         assert error < bound, f"{name}: relative error {error:.2e} exceeds {bound:.0e}"
 

@@ -1,5 +1,5 @@
 """The Triton kernels without a GPU: the contract of the scan and the convolution, in Triton's interpreter, and as they
-are compiled for a GPU, on the machine of ptx_machine.py.
+are compiled for a GPU, in an emulator of PTX.
 
 Both have to be chosen before anything imports triton. So the checks below run in processes of their own, which the
 first tests start; both take CPU tensors, so that there the kernels serve the CPU.
@@ -21,7 +21,7 @@ from scan_cases import (
     assert_matches_reference,
     guarded,
     make_inputs,
-    needs_machine,
+    needs_emulator,
     needs_triton,
     numbered,
     relaid,
@@ -51,16 +51,16 @@ def test_in_the_interpreter():
     run_checks(__file__, TRITON_INTERPRET="1")
 
 
-@needs_machine
+@needs_emulator
 def test_compiled_for_a_gpu():
-    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_MACHINE="sm_90")
+    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_EMULATOR="sm_90")
 
 
-@needs_machine
+@needs_emulator
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 def test_all_compiled_for_a_gpu(arch):
-    run_checks(__file__, SSMSEQ_TEST_MACHINE=arch)
+    run_checks(__file__, SSMSEQ_TEST_EMULATOR=arch)
 
 
 @pytest.mark.gpu

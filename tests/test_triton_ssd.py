@@ -13,7 +13,7 @@ from scan_cases import (
     DEVICE,
     HALVES,
     guarded,
-    needs_machine,
+    needs_emulator,
     needs_triton,
     relative_error,
     run_checks,
@@ -34,15 +34,15 @@ def test_in_the_interpreter():
     run_checks(__file__, TRITON_INTERPRET="1")
 
 
-@needs_machine
+@needs_emulator
 def test_compiled_for_a_gpu():
-    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_MACHINE="sm_80")
+    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_EMULATOR="sm_80")
 
 
-@needs_machine
+@needs_emulator
 @pytest.mark.slow
 def test_all_compiled_for_a_gpu():
-    run_checks(__file__, SSMSEQ_TEST_MACHINE="sm_80")
+    run_checks(__file__, SSMSEQ_TEST_EMULATOR="sm_80")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The machine that runs compiled GPU kernels: its arithmetic against torch's, and what it refuses as a GPU would."""
+"""The emulator of PTX: its arithmetic against torch's, and what it refuses as a GPU would."""
 
 import sys
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16
-from ptx_machine import Kernel
+from ptx_emulator import Kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes the memory of a process as Linux lays it out")
 HEAD = """

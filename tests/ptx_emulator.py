@@ -1,4 +1,4 @@
-"""A machine that runs compiled GPU kernels (PTX) on the CPU, in the memory of the process, and a driver for Triton.
+"""An emulator of PTX: runs compiled GPU kernels on the CPU, in the memory of the process; and a driver for Triton.
 
 A warp is 32 lanes of NumPy arrays. The warps of a program run one after the other, in an order drawn anew between two
 barriers, so that it is seen where one reads what another writes without a barrier. Memory has to be aligned as a GPU
