@@ -137,6 +137,7 @@ BINARY = {
     "shr": lambda a, b: shifted(a, b, False),
 }
 TERNARY = {"fma.rn": fused, "mad.lo": lambda a, b, c: a * b + c, "bfe": field}
+MIXED = {"add.rn.f32": (np.add, 1), "sub.rn.f32": (np.subtract, 1), "fma.rn.f32": (fused, 2)}  # and how many are halves
 COMPARE = {
     "lt": np.less,
     "le": np.less_equal,

@@ -22,6 +22,7 @@ from ptx_arithmetic import (
     LANE,
     LANES,
     LOGICAL,
+    MIXED,
     TERNARY,
     TYPES,
     UNARY,
@@ -149,7 +150,16 @@ class Kernel:
         """What an instruction does."""
         if special := getattr(self, f"on_{parts[0]}", None):
             return special(parts, operands)
-        put, kind, dtype = self.target(operands[0]), ".".join(parts[:-1]), TYPES[parts[-1]]
+        put, kind = self.target(operands[0]), ".".join(parts[:-1])
+        if parts[-1] == "f32x2":  # two numbers in a register
+            wide, exact = [self.value(x, TYPES["u64"]) for x in operands[1:]], (BINARY | TERNARY)[kind]
+            return lambda r, mask: put(r, exact(*[x(r).view(np.float32) for x in wide]).view(np.uint64), mask)
+        if kind in MIXED:
+            run, n_halves = MIXED[kind]
+            types = [parts[-1] if i < n_halves else "f32" for i in range(len(operands) - 1)]
+            mixed = [(self.value(x, TYPES[k]), k) for x, k in zip(operands[1:], types, strict=True)]
+            return lambda r, mask: put(r, run(*[converted(x(r), "f32", k) for x, k in mixed]), mask)
+        dtype = TYPES[parts[-1]]
         if kind in ("mad.wide", "mul.wide"):
             wide = np.dtype(f"{dtype.kind}{2 * dtype.itemsize}")
             a, b = (self.value(x, dtype) for x in operands[1:3])

@@ -13,6 +13,7 @@ HEAD = """
 .visible .entry k(.param .u64 .ptr .global .align 1 k_param_0, .param .u32 k_param_1)
 {
     .reg .pred %p<3>;
+    .reg .b16 %rs<3>;
     .reg .b32 %r<20>;
     .reg .b64 %rd<9>;
     ld.param.b64 %rd0, [k_param_0];
@@ -97,6 +98,21 @@ $L__more:
     """
     found = run(body, np.ones(32, np.float32), number=3)
     assert found.tolist() == [15.0] * 8 + [1.0] * 24
+
+
+def test_numbers_side_by_side_and_of_two_kinds():
+    body = """
+    ld.global.b32 { %r1 }, [ %rd1 + 0 ];
+    mov.b32 %r2, 0f40400000;
+    mov.b64 %rd2, {%r1, %r2};
+    fma.rn.f32x2 %rd2, %rd2, %rd2, %rd2;
+    mov.b64 {%r1, %r3}, %rd2;
+    cvt.rn.bf16.f32 %rs0, %r3;
+    add.rn.f32.bf16 %r1, %rs0, %r1;
+    st.global.b32 [ %rd1 + 0 ], { %r1 };
+    """
+    given = np.arange(32, dtype=np.float32)
+    assert run(body, given.copy()).tolist() == (given * given + given + 12).tolist()
 
 
 @pytest.mark.parametrize("barrier", ["", "bar.sync 0;"])
