@@ -54,17 +54,9 @@ def flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < 2.0**-126, np.copysign(0, x), x).astype(np.float32)
 
 
-def rough(y: np.ndarray, *given: np.ndarray) -> np.ndarray:
-    """Off by up to a part in 2^23, much as approximations of a GPU are; the same for the same operands."""
-    seed = sum(x.view(np.uint32).astype(np.uint64) * (2 * i + 0x9E3779B1) for i, x in enumerate(given))
-    error = ((seed * 0xD1B54A32D192ED03 >> 40) / 2.0**23 - 1) * 2.0**-23
-    return np.where(np.isfinite(y), y * (1 + error), y).astype(np.float32)
-
-
 def exp2(x: np.ndarray) -> np.ndarray:
-    """2^x as `ex2.approx.ftz` may give it; exact for whole numbers."""
-    y = np.exp2(flushed(x).astype(np.float64)).astype(np.float32)
-    return flushed(np.where(x == np.round(x), y, rough(y, x)))
+    """2^x as `ex2.approx.ftz` would give it if it were exact."""
+    return flushed(np.exp2(flushed(x).astype(np.float64)).astype(np.float32))
 
 
 def fused(a, b, c):
@@ -131,7 +123,7 @@ BINARY = {
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
     "div": quotient,
-    "div.full": lambda a, b: rough(a / b, a, b),
+    "div.full": np.divide,
     "rem": lambda a, b: (a - b * quotient(a, b)).astype(a.dtype),
     "shl": lambda a, b: shifted(a, b, True),
     "shr": lambda a, b: shifted(a, b, False),

@@ -302,14 +302,13 @@ def check_half_precision_is_computed_in_float32(dtype):
     assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
 
 
-def check_widening_first_changes_nothing(kernels, monkeypatch):
+def check_widening_first_changes_no_bit(kernels, monkeypatch):
     halves = {k: v.half() if k in ALONG_TIME else v for k, v in make_inputs(2, 11, 8, 4).items()}
     monkeypatch.setattr(kernels, "WORTH_WIDENING", 0)
     first = run_with_gradients(scan_with_state, halves)
     monkeypatch.setattr(kernels, "WORTH_WIDENING", 1 << 24)
-    for name, value in run_with_gradients(scan_with_state, halves).items():
-        assert value.dtype == first[name].dtype
-        assert relative_error(value, first[name].double()) < 1e-6  # no bit for some versions of Triton
+    found = run_with_gradients(scan_with_state, halves)
+    assert all(torch.equal(found[k], first[k]) and found[k].dtype == first[k].dtype for k in first)
 
 
 def check_steps_too_far_apart_are_refused():
@@ -370,11 +369,11 @@ def convolve_both(*tensors, **options):
 @pytest.mark.parametrize("width", [1, 4, 8])
 def check_convolution(width, activation, reverse):
     generator = torch.Generator().manual_seed(width)
-    for length, given in ((3, (0, 0, 0)), (1, (1, 1, 1)), (21, (1, 1, 1))):
+    for length, given in ((3, (0, 0, 0)), (1, (1, 1, 1)), (37, (1, 1, 1))):
         shapes = ((2, length, 70), (70, width), (70,), (2, width - 1, 70))
         x, weight, bias, before = (torch.randn(s, generator=generator).to(DEVICE) for s in shapes)
         bias, before = bias if given[0] else None, before if given[1] else None
-        seq_idx = (numbered(1, 2, 5, 17, length=21)[:, :length]).expand(2, length) if given[2] else None
+        seq_idx = (numbered(1, 2, 5, 20, length=37)[:, :length]).expand(2, length) if given[2] else None
         options = {"activation": activation, "reverse": reverse, "seq_idx": seq_idx}
         for a, b in zip(*convolve_both(x, weight, bias, before, **options), strict=True):
             assert relative_error(a, b) < 1e-6
