@@ -13,10 +13,22 @@ TYPES = {
     "bf16": np.dtype(np.uint16),
     "pred": LOGICAL,
 }
+SHUFFLES = {  # by kind, clamp and mask: which lane each one reads
+    ("bfly", "31", "-1"): lambda n: LANE ^ n,
+    ("idx", "31", "-1"): lambda n: n & 31,
+    ("up", "0", "-1"): lambda n: np.where(n > LANE, LANE, LANE - n),
+}
 
 
 class FaultError(RuntimeError):
     """What a GPU would not do, or its emulator cannot."""
+
+
+def word(value, kind: str) -> int:
+    """Bits of an argument of a kernel: a tensor's address, a float32, or a whole number."""
+    if hasattr(value, "data_ptr"):
+        return value.data_ptr()
+    return int(np.float32(value).view(np.uint32)) if kind == "fp32" else int(value)
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:

@@ -23,23 +23,24 @@ from ptx_arithmetic import (
     LANES,
     LOGICAL,
     MIXED,
+    SHUFFLES,
     TERNARY,
     TYPES,
     UNARY,
     FaultError,
     converted,
     product,
+    word,
 )
 
 LOWEST, HIGHEST = 1 << 16, 1 << 48  # between them lies the memory of a process
-CELLS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 
 
 @cache
 def memory_of(size: int) -> np.ndarray:
     """All memory from LOWEST on, in cells of some bytes; what is not mapped must not be touched."""
-    return np.ctypeslib.as_array((CELLS[size] * ((HIGHEST - LOWEST) // size)).from_address(LOWEST))
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (HIGHEST - LOWEST)).from_address(LOWEST)).view(f"u{size}")
 
 
 def listed(text: str) -> list[str]:
@@ -218,10 +219,10 @@ class Kernel:
     def on_shfl(self, parts, operands):
         """Exchange among all lanes of a warp."""
         put, value, lane = self.target(operands[0]), *(self.value(x, BITS) for x in operands[1:3])
-        if operands[3] != "31" or operands[4] != "-1" or parts[2] not in ("bfly", "idx"):
+        source = SHUFFLES.get((parts[2], *operands[3:]))
+        if source is None:
             raise FaultError(f"shuffle {parts} {operands}")
-        flip = parts[2] == "bfly"
-        return lambda r, mask: put(r, value(r)[LANE ^ lane(r) if flip else lane(r) & 31], mask)
+        return lambda r, mask: put(r, value(r)[source(lane(r))], mask)
 
     def address(self, text: str) -> Any:
         """What stands in brackets: a register or a parameter, with what is added to it."""
@@ -241,7 +242,7 @@ class Kernel:
 
     def access(self, parts, place, puts, values):
         """`ld` or `st`, of global or shared memory, or of parameters."""
-        at, space, dtype = self.address(place), parts[1], TYPES[parts[-1]]
+        at, space, dtype = self.address(place), parts[1].removesuffix("::cta"), TYPES[parts[-1]]
         size, count = dtype.itemsize, max(len(puts), len(values))
 
         def go(r, mask):
@@ -391,7 +392,7 @@ class Driver:
 
         def launch(x, y, z, stream, function, packed, told, enter, leave, *args):
             given = zip(flat(args), kinds, strict=True)
-            values = [v.data_ptr() if hasattr(v, "data_ptr") else int(v) for v, kind in given if kind != "constexpr"]
+            values = [word(v, kind) for v, kind in given if kind != "constexpr"]
             values += [0] * (len(kernel.params) - len(values))  # memory that Triton gives to what asks for it: none
             self.launches[metadata.name] = self.launches.get(metadata.name, 0) + 1
             kernel.launch(x * y * z, metadata.num_warps, metadata.shared, values)

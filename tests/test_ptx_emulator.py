@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16
+from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16, word
 from ptx_emulator import Kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes the memory of a process as Linux lays it out")
@@ -113,6 +113,21 @@ def test_numbers_side_by_side_and_of_two_kinds():
     """
     given = np.arange(32, dtype=np.float32)
     assert run(body, given.copy()).tolist() == (given * given + given + 12).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "reads"),
+    [("bfly.b32 %r2, %r0, 3, 31", [i ^ 3 for i in range(32)]), ("up.b32 %r2, %r0, 2, 0", [0, 1, *range(30)])],
+)
+def test_lanes_read_one_another(shuffle, reads):
+    found = run(f"shfl.sync.{shuffle}, -1;\nst.global.b32 [ %rd1 + 0 ], {{ %r2 }};", np.zeros(32, np.uint32))
+    assert found.tolist() == reads
+
+
+def test_arguments_are_passed_as_their_bits():
+    assert word(np.inf, "fp32") == 0x7F800000
+    assert word(-1, "i32") == -1
+    assert word(torch.empty(0), "*fp32") == 0
 
 
 @pytest.mark.parametrize("barrier", ["", "bar.sync 0;"])

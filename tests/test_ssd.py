@@ -97,6 +97,11 @@ def test_step_sizes_as_they_are():
     assert_matches_reference(inputs, dt_softplus=False)
 
 
+def test_without_softplus_no_step_size_is_negative():
+    inputs = make_inputs(2, 67, 3, 4, 1, 5)
+    assert_matches_reference(inputs, dt_softplus=False)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("starts", [(64,), (1, 63, 65), (5, 6, 100, 129), tuple(range(1, 130))])
 def test_packed_sequences(starts, reverse):

@@ -108,9 +108,10 @@ def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
         step = [now[k].unsqueeze(1) if k in "BC" else now[k] for k in SCAN[:-1]]
         ops.KERNELS["cpu"].update_checked(inputs["initial_state"], *step, True)
     x, dt, B = torch.randn(1, 20, 2, 16), torch.rand(1, 20, 2), torch.randn(1, 20, 1, 16)
-    tensors = [t.requires_grad_() for t in (x, dt, torch.rand(2), B, B.clone())]
-    y, _ = import_module("ssmseq_kernels.triton_ssd").ssd_chunked(*tensors, None, None, False, True)
-    y.sum().backward()
+    tensors = [t.requires_grad_() for t in (x, dt, torch.rand(2), B, B.clone(), torch.rand(2), x.clone())]
+    matrices = import_module("ssmseq_kernels.triton_ssd")
+    options = matrices.Options(softplus=True, limit=(0.1, 1.0), final=True)
+    matrices.ssd_chunked(matrices.Inputs(*tensors, None, None), None, options)[0].sum().backward()
     names = []
     for kernel, ours, theirs in repeated(common, driver, monkeypatch):
         assert ours[:6] == theirs[:6]  # grid, stream, function, packed metadata

@@ -20,13 +20,14 @@ from scan_cases import (
     run_with_gradients,
 )
 
+from ssmseq_kernels import ssd
 from ssmseq_kernels.reference import ssd_scan_reference
 
 FEW = "half_precision"  # checks of all kernels, with little to compile
 TOLERANCE = 1e-6  # relative L2 error; the table of kernels/README.md
 # A few numbers that are sums of many of either sign, as in test_ssd.py.
-SUMMED, SUMMED_FACTOR = ("grad of A", "grad of initial_state"), 5
-ALONG_TIME = ("x", "dt", "B", "C")
+SUMMED, SUMMED_FACTOR = ("grad of A", "grad of dt_bias", "grad of initial_state"), 5
+MORE = ("D", "z", "dt_bias")  # what most checks do without
 
 
 @needs_triton
@@ -71,7 +72,7 @@ def tiles_of_halves(monkeypatch):
     monkeypatch.setattr(triton_ssd, "WIDE", triton_ssd.HALVES)
 
 
-def make_inputs(n_batch, length, heads, dim, groups, n_state, *, seed=0, without=()) -> dict[str, Any]:
+def make_inputs(n_batch, length, heads, dim, groups, n_state, *, seed=0, without=MORE) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -84,6 +85,9 @@ def make_inputs(n_batch, length, heads, dim, groups, n_state, *, seed=0, without
         "B": normal(n_batch, length, groups, n_state),
         "C": normal(n_batch, length, groups, n_state),
         "initial_state": normal(n_batch, heads, dim, n_state),
+        "D": normal(heads, dim),
+        "z": normal(n_batch, length, heads, dim),
+        "dt_bias": normal(heads),
     }
     return {k: v.float().to(DEVICE) for k, v in inputs.items() if k not in without}
 
@@ -93,16 +97,19 @@ def numbered(*starts, length):
     return torch.tensor([[sum(t >= s for s in starts) for t in range(length)]], device=DEVICE)
 
 
-def scan(x, dt, A, B, C, initial_state=None, *, seq_idx=None, reverse=False) -> Any:
-    from ssmseq_kernels.triton_ssd import ssd_chunked
+def scan(x, dt, A, B, C, initial_state=None, *, D=None, z=None, dt_bias=None, seq_idx=None, **options) -> Any:
+    from ssmseq_kernels.triton_ssd import Inputs, Options, ssd_chunked
 
-    return ssd_chunked(x, dt, A, B, C, initial_state, seq_idx, reverse, True)
+    softplus, limit = options.get("dt_softplus", False), options.get("dt_limit")
+    limit = limit if limit or softplus else ssd.NO_LIMIT
+    named = Options(softplus, limit, options.get("reverse", False), options.get("final", True))
+    return ssd_chunked(Inputs(x, dt, A, B, C, D, z, dt_bias, initial_state), seq_idx, named)
 
 
 def assert_matches_reference(inputs, **options):
     found = run_with_gradients(lambda **t: scan(**t, **options), inputs)
     exact = {k: v.double() for k, v in inputs.items()}
-    truth = run_with_gradients(lambda **t: ssd_scan_reference(**t, **options, dt_softplus=False), exact)
+    truth = run_with_gradients(lambda **t: ssd_scan_reference(**t, **{"dt_softplus": False} | options), exact)
     for name, value in truth.items():
         assert found[name].dtype == torch.float32
         error = relative_error(found[name], value)
@@ -133,8 +140,10 @@ def check_tiles_of_halves(tiles_of_halves, length, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("at_end", [False, True])
 def check_nothing_is_read_beyond_the_tensors(at_end, reverse):
-    tensors = [guarded(x, at_end).requires_grad_() for x in make_inputs(1, 67, 2, 5, 1, 7).values()]
-    y, state = scan(*tensors, seq_idx=guarded(numbered(5, length=67), at_end), reverse=reverse)
+    inputs = make_inputs(1, 67, 2, 5, 1, 7, without=())
+    tensors = [guarded(x, at_end).requires_grad_() for x in inputs.values()]
+    named = dict(zip(inputs, tensors, strict=True))
+    y, state = scan(**named, seq_idx=guarded(numbered(5, length=67), at_end), reverse=reverse, dt_softplus=True)
     grads = [guarded(x.detach(), at_end) for x in (y, state)]
     assert all(x.isfinite().all() for x in torch.autograd.grad([y, state], tensors, grads))
 
@@ -145,19 +154,17 @@ def check_heads_shared_out(shared_heads):
 
 @pytest.mark.parametrize("length", [20, 70])
 def check_without_initial_state(length):
-    assert_matches_reference(make_inputs(2, length, 2, 5, 1, 7, without=("initial_state",)))
+    assert_matches_reference(make_inputs(2, length, 2, 5, 1, 7, without=(*MORE, "initial_state")))
 
 
 @pytest.mark.parametrize("length", [20, 70])
 @pytest.mark.parametrize("loss_of_state", [False, True])
 def check_one_of_the_results_alone(length, loss_of_state):
-    from ssmseq_kernels.triton_ssd import ssd_chunked
-
-    inputs = make_inputs(1, length, 2, 5, 1, 7, without=("initial_state",))
+    inputs = make_inputs(1, length, 2, 5, 1, 7, without=(*MORE, "initial_state"))
     leaves: list[Any] = [v.requires_grad_() for v in inputs.values()]
     exact = [v.detach().double().requires_grad_() for v in leaves]
     x, dt, A, B, C = leaves
-    found: Any = ssd_chunked(x, dt, A, B, C, None, None, False, loss_of_state)[loss_of_state]
+    found: Any = scan(x, dt, A, B, C, final=loss_of_state)[loss_of_state]
     truth = ssd_scan_reference(*exact, dt_softplus=False)[loss_of_state]
     assert relative_error(found, truth) < TOLERANCE
     options: Any = {"allow_unused": True, "materialize_grads": True}
@@ -179,8 +186,68 @@ def check_packed_sequences_of_some_rows():
     assert_matches_reference(make_inputs(2, 40, 1, 4, 1, 5), seq_idx=seq_idx)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("without", [(), ("z",), ("D", "dt_bias"), ("dt_bias", "initial_state")])
+def check_skip_gate_and_bias(without, reverse):
+    inputs = make_inputs(1, 70, 2, 3, 1, 4, without=without)
+    assert_matches_reference(inputs, reverse=reverse, dt_softplus=True)
+
+
+def check_more_heads_than_one_program_takes():
+    assert_matches_reference(make_inputs(1, 5, 17, 2, 1, 3, without=()), dt_softplus=True)
+
+
+def check_a_weight_of_the_skip_for_each_head():
+    inputs = make_inputs(1, 20, 3, 4, 1, 5, without=())
+    assert_matches_reference(inputs | {"D": inputs["D"][:, 0]})
+
+
+@pytest.mark.parametrize("limit", [(0.1, float("inf")), (0.0, 0.2), (0.05, 0.15)])
+@pytest.mark.parametrize("softplus", [False, True])
+def check_limits_of_the_step_size(softplus, limit):
+    assert_matches_reference(make_inputs(1, 19, 2, 3, 1, 4, without=()), dt_softplus=softplus, dt_limit=limit)
+
+
+def check_step_sizes_that_are_no_numbers_stay_none():
+    inputs = make_inputs(1, 20, 2, 3, 1, 4)
+    inputs["dt"][0, 7, 1] = float("nan")
+    y, _ = scan(**inputs, dt_limit=(0.0, 1.0))
+    assert y[0, 7:, 1].isnan().all()
+    assert y[0, :, 0].isfinite().all()
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """Let `ssd_scan` choose the Triton kernels, wherever its tensors are."""
+    monkeypatch.setattr(ssd, "has_scan", lambda device: False)
+    monkeypatch.setattr(ssd, "has_tiles", lambda device: True)
+
+
+def check_the_function_that_users_call(by_tiles):
+    inputs = make_inputs(2, 35, 1, 3, 1, 4, without=())
+    seq_idx = (torch.arange(35, device=DEVICE) // 15 % 2).expand(2, 35)
+    options: dict[str, Any] = {"dt_limit": (0.01, 0.5), "seq_idx": seq_idx}
+    found = run_with_gradients(lambda **t: ssd.ssd_scan(**t, **options, return_final_state=True), inputs)
+    exact = {k: v.double() for k, v in inputs.items()}
+    truth = run_with_gradients(lambda **t: ssd_scan_reference(**t, **options), exact)
+    for name, value in truth.items():
+        assert found[name].shape == value.shape
+        assert relative_error(found[name], value) < TOLERANCE * SUMMED_FACTOR, name
+    with torch.no_grad():  # which keeps nothing for gradients
+        assert torch.equal(ssd.ssd_scan(**inputs, **options), found["y"])
+
+
+@pytest.mark.parametrize(("n_batch", "length", "n_state"), [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
+def check_nothing_to_scan(by_tiles, n_batch, length, n_state):
+    inputs = make_inputs(n_batch, length, 2, 3, 1, n_state, without=())
+    y, state = ssd.ssd_scan(**inputs, return_final_state=True)
+    assert torch.equal(state, inputs["initial_state"])
+    skipped = inputs["x"] * inputs["D"] * torch.nn.functional.silu(inputs["z"])
+    assert torch.allclose(y, skipped)
+
+
 def check_views_are_read_where_they_lie():
-    inputs = make_inputs(2, 40, 3, 4, 1, 5)
+    inputs = make_inputs(2, 40, 3, 4, 1, 5, without=())
     laid = {k: v.permute(*range(v.dim())[::-1]).contiguous().permute(*range(v.dim())[::-1]) for k, v in inputs.items()}
     packed = torch.cat([inputs["x"].flatten(2), inputs["B"].flatten(2)], -1)  # how a Mamba-2 block holds them
     laid |= {"x": packed[..., :12].unflatten(-1, (3, 4)), "B": packed[..., 12:].unflatten(-1, (1, 5))}
@@ -190,14 +257,14 @@ def check_views_are_read_where_they_lie():
 
 
 def check_run_to_run_bitwise(shared_heads):
-    inputs = make_inputs(1, 70, 4, 5, 2, 7)
+    inputs = make_inputs(1, 70, 4, 5, 2, 7, without=())
     first, second = (run_with_gradients(scan, inputs) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
 
 def check_long_memory_keeps_its_accuracy():
-    inputs = make_inputs(1, 1200, 1, 3, 1, 4, without=("initial_state",))
+    inputs = make_inputs(1, 1200, 1, 3, 1, 4, without=(*MORE, "initial_state"))
     inputs["dt"] *= 0.003  # memories of thousands of steps
     assert_matches_reference(inputs)
 
@@ -214,8 +281,8 @@ def check_extreme_step_sizes(dt):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)  # on a GPU bfloat16 is multiplied as it is
 def check_half_precision(dtype):
-    inputs = make_inputs(2, 130, 3, 20, 1, 30)
-    halves = {k: v.to(dtype) if k in ("x", "B", "C") else v for k, v in inputs.items()}
+    inputs = make_inputs(2, 130, 3, 20, 1, 30, without=())
+    halves = {k: v.to(dtype) if k in ("x", "B", "C", "z") else v for k, v in inputs.items()}
     found = run_with_gradients(scan, halves)
     truth = run_with_gradients(
         lambda **t: ssd_scan_reference(**t, dt_softplus=False), {k: v.double() for k, v in halves.items()}
@@ -232,14 +299,6 @@ def check_double_is_refused():
     inputs = {k: v.double() for k, v in make_inputs(1, 5, 2, 3, 1, 4).items()}
     with pytest.raises(TypeError, match="float64"):
         scan(**inputs)
-
-
-@pytest.mark.parametrize(("n_batch", "length"), [(0, 5), (2, 0)])
-def check_nothing_to_scan(n_batch, length):
-    inputs = make_inputs(n_batch, length, 2, 3, 1, 4)
-    y, state = scan(**inputs)
-    assert y.shape == (n_batch, length, 2, 3)
-    assert torch.equal(state, inputs["initial_state"])
 
 
 def check_products_in_half_precision(monkeypatch):

@@ -59,8 +59,8 @@ KERNELS = {
     triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel", "total_kernel"),
     triton_update: ("update_kernel",),
     triton_conv: ("conv_kernel", "transposed_kernel", "step_kernel"),
-    triton_ssd: ("states_kernel", "pass_kernel", "output_kernel"),
-    triton_ssd_backward: ("head_kernel", "group_kernel"),
+    triton_ssd: ("sizes_kernel", "states_kernel", "pass_kernel", "output_kernel"),
+    triton_ssd_backward: ("gate_kernel", "head_kernel", "group_kernel", "sizes_gradient_kernel"),
 }
 FIGURES = ("registers", "stack", "spills", "inner spills", "inner", "instructions", "shuffles")
 BF16 = torch.bfloat16
@@ -79,9 +79,9 @@ CASES: dict[str, dict[str, Any]] = {  # batch, length, channels, states; and wha
     # batch, length, heads, channels of a head, groups, states
     "ssd-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16},
     "ssd-fp32": {"shape": (4, 4096, 32, 64, 1, 128)},
-    "ssd-packed-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16, "packed": True},
-    "ssd-groups-bf16": {"shape": (4, 4096, 32, 64, 8, 64), "dtype": BF16},
-    "ssd-groups-fp32": {"shape": (4, 4096, 32, 64, 8, 64)},
+    "ssd-packed-bf16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": BF16, "packed": True, "gated": True},
+    "ssd-groups-bf16": {"shape": (4, 4096, 32, 64, 8, 64), "dtype": BF16, "gated": True},
+    "ssd-groups-fp32": {"shape": (4, 4096, 32, 64, 8, 64), "gated": True},
     "ssd-fp16": {"shape": (4, 4096, 32, 64, 1, 128), "dtype": torch.float16},
 }
 
@@ -144,7 +144,7 @@ def run_conv(shape, dtype=torch.float32, packed=False) -> None:
         cuda.conv_update(x[:, 0], before, weight, bias, True)
 
 
-def run_ssd(shape, dtype=torch.float32, packed=False) -> None:
+def run_ssd(shape, dtype=torch.float32, packed=False, gated=False) -> None:
     """Call the launchers of Mamba-2's scan, forward and backward."""
     n_batch, length, heads, dim, groups, n_state = shape
 
@@ -155,7 +155,9 @@ def run_ssd(shape, dtype=torch.float32, packed=False) -> None:
     B, C = (meta(n_batch, length, groups, n_state, kind=dtype) for _ in range(2))
     state = meta(n_batch, heads, dim, n_state)
     numbers = torch.empty(n_batch, length, dtype=torch.int64, device="meta") if packed else None
-    results: Any = triton_ssd.ssd_chunked(x, dt, A, B, C, state, numbers, False, True)
+    D, z, bias = (meta(heads), meta(*x.shape, kind=dtype), meta(heads)) if gated else (meta(heads), None, meta(heads))
+    inputs = triton_ssd.Inputs(x, dt, A, B, C, D, z, bias, state)
+    results: Any = triton_ssd.ssd_chunked(inputs, numbers, triton_ssd.Options(softplus=True, final=True))
     torch.autograd.grad(results, x, [torch.empty_like(t) for t in results])
 
 

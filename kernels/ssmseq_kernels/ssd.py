@@ -102,21 +102,20 @@ def ssd_scan(
     check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     _check_limit(dt_limit)
     dtype = ops.arithmetic_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    if has_tiles(x.device) and dtype != torch.float64 and x.numel() and B.shape[3]:
+        inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+        y, state = _by_tiles(inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state)
+        return (y, state) if return_final_state else y
     dt, bias = dt.to(dtype), None if dt_bias is None else dt_bias.to(dtype)
     dt = _step_sizes(dt, bias, dt_softplus, dt_limit)
     if has_scan(x.device):
         y, state = _by_channel(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse)
         return (y, state) if return_final_state else y
-    if has_tiles(x.device) and dtype != torch.float64:
-        y, state = _by_tiles(x, dt, A, B, C, initial_state, seq_idx, reverse, return_final_state)
-        y = y.to(dtype)
-    else:
-        wide: Any = [t if t is None else t.to(dtype) for t in (x, A, B, C, initial_state)]
-        u, rates, wide_B, wide_C, state = wide
-        steps, options = log2_decays(dt, rates), {"reverse": reverse, "final": return_final_state}
-        y, state = chunked(u * dt[..., None], steps, wide_B, wide_C, state, seq_idx, **options)
-    D, z = (t if t is None else t.to(dtype) for t in (D, z))
-    y = skip_and_gate(y, x.to(dtype), D, z).to(x.dtype)
+    wide: Any = [t if t is None else t.to(dtype) for t in (x, A, B, C, D, z, initial_state)]
+    u, A, B, C, D, z, state = wide
+    steps, options = log2_decays(dt, A), {"reverse": reverse, "final": return_final_state}
+    y, state = chunked(u * dt[..., None], steps, B, C, state, seq_idx, **options)
+    y = skip_and_gate(y, u, D, z).to(x.dtype)
     return (y, state) if return_final_state else y
 
 
@@ -193,12 +192,13 @@ def has_tiles(device: torch.device) -> bool:
     return device.type == "cuda" and ops.has_kernel(device)
 
 
-def _by_tiles(x, dt, A, B, C, state, seq_idx, reverse, final) -> tuple[Tensor, Any]:
+def _by_tiles(inputs, seq_idx, softplus, limit, reverse, final) -> tuple[Tensor, Any]:
     """Let the Triton kernels do it; they are imported with the first tensor on a GPU."""
-    from ssmseq_kernels.triton_ssd import ssd_chunked
+    from ssmseq_kernels.triton_ssd import Inputs, Options, ssd_chunked
 
     numbers = None if seq_idx is None else _numbers(seq_idx, 0)
-    return ssd_chunked(x, dt, A, B, C, state, numbers, reverse, final)
+    limit = None if softplus and tuple(limit) == NO_LIMIT else (float(limit[0]), float(limit[1]))
+    return ssd_chunked(Inputs(*inputs), numbers, Options(softplus, limit, reverse, final))
 
 
 def _by_channel(x, dt, A, B, C, D, z, state, seq_idx, reverse) -> tuple[Tensor, Tensor]:
@@ -216,7 +216,7 @@ def _by_channel(x, dt, A, B, C, D, z, state, seq_idx, reverse) -> tuple[Tensor, 
 def _step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:
     dt = dt if bias is None else dt + bias
     dt = F.softplus(dt, threshold=SOFTPLUS_THRESHOLD) if softplus else dt
-    return dt if tuple(limit) == NO_LIMIT else dt.clamp(*limit)
+    return dt if softplus and tuple(limit) == NO_LIMIT else dt.clamp(*limit)
 
 
 def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:

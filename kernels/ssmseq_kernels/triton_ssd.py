@@ -1,8 +1,9 @@
 """Mamba-2's scan (SSD) in Triton: chunks of time as matrix products on tensor cores.
 
-Time is cut into chunks. One kernel finds what each chunk adds to the state, one hands states from chunk to chunk, and
-one makes y from the steps of the chunk and the state that enters it. The adjoint of the state goes the same way back
-through the same two kernels; `triton_ssd_backward` turns both into gradients. Only the inputs are kept for it.
+Time is cut into chunks. One kernel finds step sizes and their sums over a chunk, one what each chunk adds to the state,
+one hands states from chunk to chunk, and one makes y, gated, from the steps of the chunk and the state that enters it.
+The adjoint of the state goes the same way back through the same kernels; `triton_ssd_backward` turns both into
+gradients. The inputs are kept for it, and y before a gate.
 
 Decays are exponentials of differences of sums over time. The sums come in double; a kernel splits them into a high and
 a low part in float32, so that what is lost in their rounding is not lost in their differences. Chunks lie on the time
@@ -24,11 +25,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from ssmseq_kernels import triton_common as common
-from ssmseq_kernels.triton_common import LOG2E, ceil_div
+from ssmseq_kernels.triton_common import ceil_div
 from ssmseq_kernels.triton_ssd_forward import output_kernel, pass_kernel, states_kernel
+from ssmseq_kernels.triton_ssd_steps import MOST_HEADS, WARPS, sizes_kernel
 
 SMALLEST = 16  # sides of the matrices that tensor cores take
 
@@ -56,35 +57,52 @@ FLOAT16 = HALVES._replace(head=(16, 16, 8), group=(32, 32, 8))  # in TF32, of tw
 WIDE = Tiles(128, 32, 32, (32, 32, 4), (32, 16, 4), (16, 16, 4), (16, 16, 4))
 
 
-def ssd_chunked(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    numbers: Tensor | None,
-    reverse: bool,
-    want_final: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Scan with one decay rate per head, and step sizes as they are; differentiable once.
+class Inputs(NamedTuple):
+    """The tensors of a scan, float32, float16 or bfloat16; those that may be missing are None."""
+
+    x: Tensor  # (B, L, H, P)
+    dt: Tensor  # (B, L, H)
+    A: Tensor  # (H,)
+    B: Tensor  # (B, L, G, N)
+    C: Tensor  # (B, L, G, N)
+    D: Tensor | None  # (H,) or (H, P)
+    z: Tensor | None  # (B, L, H, P)
+    dt_bias: Tensor | None  # (H,)
+    state: Tensor | None  # (B, H, P, N), what the scan starts from
+
+
+class Options(NamedTuple):
+    """What a scan is to do with them.
+
+    Parameters
+    ----------
+    softplus : bool
+    limit : tuple of float, or None
+        Smallest and largest step size.
+    reverse : bool
+        Scan from the last step to the first.
+    final : bool
+        Also find the state after the last step.
+    """
+
+    softplus: bool = False
+    limit: tuple[float, float] | None = None
+    reverse: bool = False
+    final: bool = False
+
+
+def ssd_chunked(inputs: Inputs, numbers: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None]:
+    """Scan with one decay rate per head; differentiable once.
 
     Bitwise reproducible: programs write their own memory, and sums are taken in one order.
 
     Parameters
     ----------
-    x : Tensor (B, L, H, P), float32, float16 or bfloat16
-    dt : Tensor (B, L, H)
-        Step sizes.
-    A : Tensor (H,)
-    B, C : Tensor (B, L, G, N)
-    initial_state : Tensor (B, H, P, N) or None
+    inputs : Inputs
+        Neither without elements nor without states.
     numbers : Tensor (B, L) of integers, or None
         Sequence that each step belongs to; no number may come back in a row after another one.
-    reverse : bool
-        Scan from the last step to the first.
-    want_final : bool
-        Also find the state after the last step.
+    options : Options
 
     Returns
     -------
@@ -101,62 +119,82 @@ def ssd_chunked(
     ----------
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    if any(t is not None and t.dtype == torch.float64 for t in (x, dt, A, B, C, initial_state)):
+    if any(t is not None and t.dtype == torch.float64 for t in inputs):
         raise TypeError("the Triton kernels of ssd_scan compute in float32: float64 is left to torch's operators")
-    if not x.numel() or not B.shape[3]:
-        final = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=torch.float32)
-        final = final if initial_state is None else final + initial_state
-        return torch.zeros_like(x), final if want_final else None
-    return _Scan.apply(x, dt, A, B, C, initial_state, numbers, reverse, want_final)
-
-
-def sums_of(dt: Tensor, A: Tensor, chunk: int, reverse: bool) -> Tensor:
-    """Sums of dt A log2(e) within each chunk, up to and with each step in the order of the scan: (B, H, chunks, Q)."""
-    steps = (dt.double() * (A.double() * LOG2E.value)).transpose(1, 2)
-    steps = F.pad(steps, (0, -steps.shape[2] % chunk)).unflatten(2, (-1, chunk))
-    return (steps.flip(3).cumsum(3).flip(3) if reverse else steps.cumsum(3)).contiguous()
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return _Scan.apply(numbers, options, keep, *inputs)
 
 
 class Chunks:
-    """A scan as the kernels take it.
+    """A scan as the kernels take it, with step sizes and their sums.
 
     Parameters
     ----------
-    x, dt, A, B, C : Tensor
-    state : Tensor or None
-        What the scan starts from.
+    inputs : Inputs
     numbers : Tensor or None
-    reverse : bool
-    final : bool
-        Whether the state after the last step is found.
+    options : Options
     backward : bool
         Whether the gradients are found.
     """
 
-    def __init__(self, x, dt, A, B, C, state, numbers, reverse: bool, final: bool, backward: bool = False):
-        self.x, self.dt, self.A, self.B, self.C, self.state = x, dt, A, B, C, state
+    def __init__(self, inputs: Inputs, numbers: Tensor | None, options: Options, backward: bool = False):
+        x, B, C = inputs.x, inputs.B, inputs.C
+        self.inputs, self.options = inputs, options
         self.n_batch, self.length, self.n_heads, self.n_dim = x.shape
         self.groups, self.n_state = B.shape[2:]
         self.tiles = tiles_of(x, B, C)
         chunk = self.tiles.chunk_backward if backward else self.tiles.chunk
         self.steps = min(chunk, max(SMALLEST, triton.next_power_of_2(self.length)))
         self.tile = min(self.tiles.tile, self.steps)
-        with torch.enable_grad() if backward else torch.no_grad():
-            self.sums = sums_of(dt, A, self.steps, reverse)
-        self.n_chunks = self.sums.shape[2]
+        self.n_chunks = ceil_div(self.length, self.steps)
         self.pieces = self.n_batch * self.n_chunks * self.n_heads
-        self.numbers = dt if numbers is None else numbers
+        self.numbers = x if numbers is None else numbers
         self.number_strides = (0, 0) if numbers is None else numbers.stride()
-        self.linked = self.n_chunks > 1 or state is not None or final
-        self.order = {"HAS_SEQ": numbers is not None, "REVERSE": reverse, "Q": self.steps}
+        self.linked = self.n_chunks > 1 or inputs.state is not None or options.final
+        self.order = {"HAS_SEQ": numbers is not None, "REVERSE": options.reverse, "Q": self.steps}
         self.exact = not in_halves(x, B, C)
         half = {x.dtype, B.dtype, C.dtype} == {torch.bfloat16}
         half = half and not common.INTERPRETED  # which has no arithmetic in bfloat16
         precision = "ieee" if self.exact or torch.version.hip else "tf32"
         self.kind = {"KIND": tl.bfloat16 if half else tl.float32, "PRECISION": precision}
         self.state_dtype = torch.bfloat16 if half else torch.float32
+        room = (self.n_batch, self.n_heads, self.n_chunks, self.steps)
+        self.sizes, self.sums = (torch.empty(room, dtype=t, device=x.device) for t in (torch.float32, torch.float64))
+        dt, A, bias = self.steppers()
+        self.by_steps(sizes_kernel, (dt, A, bias, self.sizes, self.sums), (dt.stride(),))
 
-    def sizes(self) -> tuple[int, ...]:
+    def steppers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dt, A and the bias of dt; another tensor where there is no bias."""
+        dt, A, bias = self.inputs.dt, self.inputs.A, self.inputs.dt_bias
+        return dt, A.contiguous(), A if bias is None else bias.contiguous()
+
+    def by_steps(self, kernel: common.Kernel, tensors: tuple, strides: tuple) -> None:
+        """Launch a kernel that finds step sizes."""
+        heads = min(MOST_HEADS, triton.next_power_of_2(self.n_heads))
+        limit = self.options.limit or (0.0, 0.0)
+        kernel.launch(
+            self.n_batch * self.n_chunks * ceil_div(self.n_heads, heads),
+            tensors,
+            (*strides, self.length, self.n_chunks, self.n_heads, *limit),
+            common.constants(
+                WARPS,
+                HAS_BIAS=self.inputs.dt_bias is not None,
+                SOFTPLUS=self.options.softplus,
+                LIMITED=self.options.limit is not None,
+                REVERSE=self.options.reverse,
+                Q=self.steps,
+                HEADS=heads,
+            ),
+        )
+
+    def skip(self) -> tuple[Tensor, tuple[int, ...]]:
+        """Return D and its strides over heads and channels; another tensor where there is none."""
+        D = self.inputs.D
+        if D is None:
+            return self.inputs.A, (0, 0)
+        return D, D.stride() if D.dim() == 2 else (D.stride(0), 0)
+
+    def shape(self) -> tuple[int, ...]:
         """Return the numbers that the kernels of a chunk take."""
         heads = self.n_heads // self.groups
         return (self.length, self.n_chunks, self.n_heads, self.n_dim, self.n_state, heads)
@@ -167,12 +205,12 @@ class Chunks:
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         added = self.sums.new_empty(self.pieces, self.n_dim, self.n_state, dtype=torch.float32)
         blocks = ceil_div(self.n_dim, dims) * ceil_div(self.n_state, states)
-        strides = (values.stride(), mixers.stride(), self.dt.stride(), self.number_strides)
+        strides = (values.stride(), mixers.stride(), self.number_strides)
         tile = {"T": self.tile, "DIMS": dims, "STATES": states}
         states_kernel.launch(
             self.pieces * blocks,
-            (values, mixers, self.dt, self.sums, self.numbers, added),
-            (*strides, *self.sizes()),
+            (values, mixers, self.sizes, self.sums, self.numbers, added),
+            (*strides, *self.shape()),
             common.constants(warps, ADJOINT=adjoint, **self.order, **self.kind, **tile),
         )
         given = edge is not None
@@ -190,25 +228,31 @@ class Chunks:
         )
         return entering, last
 
-    def forward(self, final: bool) -> tuple[Tensor, Tensor | None]:
-        """Return y and, if wanted, the state after the last step."""
+    def forward(self, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return y, the state after the last step if it is wanted, and y before the gate if there is one to `keep`."""
+        x, B, C, z = self.inputs.x, self.inputs.B, self.inputs.C, self.inputs.z
         entering, last = self.sums, None
         if self.linked:
-            entering, last = self.entering(self.x, self.B, self.state, False, final)
-        y = torch.empty_like(self.x)
+            entering, last = self.entering(x, B, self.inputs.state, False, self.options.final)
+        y = torch.empty_like(x)
+        ungated = torch.empty_like(y) if keep and z is not None else None
         most_dims, most_states, warps = self.tiles.output
         dims, states = block(self.n_dim, most_dims), block(self.n_state, most_states)
         tiles = self.steps // self.tile
-        given = [t.stride() for t in (self.x, self.dt, self.B, self.C)]
+        D, skipping = self.skip()
+        gate = x if z is None else z
         named = self.order | self.kind | {"T": self.tile, "DIMS": dims, "STATES": states}
+        named |= {"HAS_D": self.inputs.D is not None, "HAS_Z": z is not None, "KEEP": ungated is not None}
         named["ALL_STATES"] = ceil_div(self.n_state, states) * states
+        given = (x, self.sizes, self.sums, B, C, D, gate, self.numbers, entering, y, y if ungated is None else ungated)
+        strides = (x.stride(), B.stride(), C.stride(), skipping, gate.stride(), self.number_strides, y.stride())
         output_kernel.launch(
             self.pieces * tiles * ceil_div(self.n_dim, dims),
-            (self.x, self.dt, self.sums, self.B, self.C, self.numbers, entering, y),
-            (*given, self.number_strides, y.stride(), *self.sizes()),
+            given,
+            (*strides, *self.shape()),
             common.constants(warps, LINKED=self.linked, EXACT=self.exact, **named),
         )
-        return y, last if final else None
+        return y, last if self.options.final else None, ungated
 
 
 def block(size: int, most: int) -> int:
@@ -240,18 +284,19 @@ def tiles_of(*tensors: Tensor) -> Tiles:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, state, numbers, reverse, final):
-        ctx.save_for_backward(x, dt, A, B, C, state, numbers)
-        ctx.reverse, ctx.final = reverse, final
+    def forward(ctx, numbers, options, keep, *tensors):
+        inputs = Inputs(*tensors)
+        y, state, ungated = Chunks(inputs, numbers, options).forward(keep)
+        ctx.save_for_backward(numbers, ungated, *tensors)
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        return Chunks(x, dt, A, B, C, state, numbers, reverse, final).forward(final)
+        return y, state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_final):
         from ssmseq_kernels.triton_ssd_backward import gradients
 
-        x, dt, A, *others = ctx.saved_tensors
-        dt, A = dt.detach().requires_grad_(), A.detach().requires_grad_()
-        scan = Chunks(x, dt, A, *others, ctx.reverse, ctx.final, backward=True)
-        return (*gradients(scan, grad_y, grad_final), None, None, None)
+        numbers, ungated, *tensors = ctx.saved_tensors
+        scan = Chunks(Inputs(*tensors), numbers, ctx.options, backward=True)
+        return (None, None, None, *gradients(scan, ungated, grad_y, grad_final))

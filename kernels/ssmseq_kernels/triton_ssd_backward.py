@@ -13,18 +13,18 @@ The derivative of a sum over time up to a step is a difference, what flows to th
 # pyright: reportOperatorIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
-from ssmseq_kernels.triton_common import LN2, ceil_div
-from ssmseq_kernels.triton_ssd import Chunks, block
+from ssmseq_kernels.triton_common import ceil_div
+from ssmseq_kernels.triton_ssd import Chunks, Inputs, block
 from ssmseq_kernels.triton_ssd_forward import UNSPECIALIZED, decays_at, decays_between, fetch, locate, put
+from ssmseq_kernels.triton_ssd_steps import WARPS, gate_kernel, sizes_gradient_kernel
 
+WIDTH_OF_GATE = 64  # channels of a program
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors; with fewer, the heads of a group are shared out
 
 
@@ -32,7 +32,7 @@ PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors; with fewer, the he
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def head_kernel(
     x,
-    dt,
+    sizes,
     sums,
     B,
     C,
@@ -40,17 +40,18 @@ def head_kernel(
     grad,
     entering,
     leaving,
+    D,
     dx,
-    ddt,
+    dsizes,
     dsums,
+    of_D,
     sx,
-    sdt,
     sB,
     sC,
     number_strides,
     sg,
+    sD,
     sdx,
-    sddt,
     length,
     n_chunks,
     n_heads,
@@ -58,6 +59,7 @@ def head_kernel(
     n_state,
     heads,
     LINKED: tl.constexpr,
+    HAS_D: tl.constexpr,
     EXACT: tl.constexpr,
     HAS_SEQ: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -69,7 +71,7 @@ def head_kernel(
     ALL_DIMS: tl.constexpr,
     ALL_STATES: tl.constexpr,
 ):
-    """Find the gradients of x, dt and the sums of one chunk of one head."""
+    """Find the gradients of x, the step sizes and their sums times A, of one chunk of one head, and its part of D's."""
     piece = tl.program_id(0)
     batch, chunk, head = locate(piece, n_chunks, n_heads)
     group = head // heads
@@ -83,11 +85,10 @@ def head_kernel(
     x += batch * sx[0] + chunk * Q * sx[1] + head * sx[2]
     grad += batch * sg[0] + chunk * Q * sg[1] + head * sg[2]
     dx += batch * sdx[0] + chunk * Q * sdx[1] + head * sdx[2]
-    size = tl.full([], 0, tl.int64) + n_dim * n_state
-    entering += piece * size
-    leaving += piece * size
-    dt += batch * sdt[0] + chunk * Q * sdt[1] + head * sdt[2]
-    sizes = tl.load(dt + steps * sdt[1], mask=steps < left, other=0.0).to(tl.float32)
+    states = tl.full([], 0, tl.int64) + n_dim * n_state
+    entering += piece * states
+    leaving += piece * states
+    sizes += line + steps
     from_start, to_end, across = decays_at(sums, own, steps, chunk, length, HAS_SEQ, REVERSE, Q)
 
     scores = tl.zeros([Q, Q], tl.float32)
@@ -99,7 +100,7 @@ def head_kernel(
     scores *= decays_between(sums, own, steps, steps, chunk, length, EXACT, HAS_SEQ, REVERSE, Q)
 
     flows = tl.zeros([Q, Q], tl.float32)
-    grad_dt = tl.zeros([Q], tl.float32)
+    grad_size = tl.zeros([Q], tl.float32)
     arrived = tl.zeros([Q], tl.float32)
     departed = tl.zeros([Q], tl.float32)
     passed = tl.zeros([DIMS], tl.float32)
@@ -124,29 +125,34 @@ def head_kernel(
             arrived += tl.sum(dy.to(tl.float32) * before, axis=1)
             departed += tl.sum(u.to(tl.float32) * value, axis=1)
         value = tl.dot(tl.trans(scores.to(KIND)), dy, value, input_precision=PRECISION)
-        grad_dt += tl.sum(u.to(tl.float32) * value, axis=1)
-        put(dx, value * sizes[:, None], steps, p, (sdx[1], sdx[3]), left, n_dim)
-    ddt += batch * sddt[0] + chunk * Q * sddt[1] + head * sddt[2]
-    tl.store(ddt + steps * sddt[1], grad_dt.to(ddt.dtype.element_ty), mask=steps < left)
+        grad_size += tl.sum(u.to(tl.float32) * value, axis=1)
+        value *= tl.load(sizes)[:, None]
+        if HAS_D:
+            skipped = tl.sum(u.to(tl.float32) * dy.to(tl.float32), axis=0)
+            tl.store(of_D + (tl.full([], 0, tl.int64) + piece) * n_dim + p, skipped, mask=p < n_dim)
+            skip = tl.load(D + head * sD[0] + p * sD[1], mask=p < n_dim, other=0.0).to(tl.float32)
+            value += skip[None, :] * dy.to(tl.float32)
+        put(dx, value, steps, p, (sdx[1], sdx[3]), left, n_dim)
+    tl.store(dsizes + line + steps, grad_size)
 
-    flows = tl.where(steps[:, None] == steps[None, :], 0.0, flows * scores * sizes[None, :])
+    flows = tl.where(steps[:, None] == steps[None, :], 0.0, flows * scores * tl.load(sizes)[None, :])
     if EXACT:
         result = tl.sum(flows.to(tl.float64), axis=1) - tl.sum(flows.to(tl.float64), axis=0)
     else:
         result = (tl.sum(flows, axis=1) - tl.sum(flows, axis=0)).to(tl.float64)
     if LINKED:
-        departed = (departed * sizes).to(tl.float64)
+        departed = (departed * tl.load(sizes)).to(tl.float64)
         last = 0 if REVERSE else Q - 1
         whole = tl.sum(departed, axis=0) + across * tl.sum(passed.to(tl.float64), axis=0)
         result += (arrived * from_start).to(tl.float64) - departed + tl.where(steps == last, whole, 0.0)
-    tl.store(dsums + line + steps, result * LN2)
+    tl.store(dsums + line + steps, result)
 
 
 @common.Kernel
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def group_kernel(
     x,
-    dt,
+    sizes,
     sums,
     B,
     C,
@@ -157,7 +163,6 @@ def group_kernel(
     dB,
     dC,
     sx,
-    sdt,
     sB,
     sC,
     number_strides,
@@ -194,8 +199,7 @@ def group_kernel(
     own = (numbers + batch * number_strides[0], number_strides[1])
     x += batch * sx[0] + chunk * Q * sx[1]
     grad += batch * sg[0] + chunk * Q * sg[1]
-    dt += batch * sdt[0] + chunk * Q * sdt[1]
-    size = tl.full([], 0, tl.int64) + n_dim * n_state
+    states = tl.full([], 0, tl.int64) + n_dim * n_state
 
     flows = tl.zeros([Q, Q], tl.float32)
     into_B = tl.zeros([Q, STATES], tl.float32)
@@ -204,8 +208,8 @@ def group_kernel(
     for k in range(begin, tl.minimum(begin + per_share, heads)):
         head = tl.full([], 0, tl.int64) + group * heads + k
         piece = (batch * n_chunks + chunk) * n_heads + head
-        here = sums + ((batch * n_heads + head) * n_chunks + chunk) * Q
-        sizes = tl.load(dt + head * sdt[2] + steps * sdt[1], mask=steps < left, other=0.0).to(tl.float32)
+        line = ((batch * n_heads + head) * n_chunks + chunk) * Q
+        here = sums + line
         from_start, to_end, _across = decays_at(here, own, steps, chunk, length, HAS_SEQ, REVERSE, Q)
         flow = tl.zeros([Q, Q], tl.float32)
         for first_dim in range(0, ALL_DIMS, DIMS):
@@ -214,15 +218,16 @@ def group_kernel(
             u = fetch(x + head * sx[2], steps, p, (sx[1], sx[3]), left, n_dim).to(KIND)
             flow = tl.dot(dy, tl.trans(u), flow, input_precision=PRECISION)
             if LINKED:
-                state = fetch(entering + piece * size, p, n, (n_state, 1), n_dim, n_state).to(KIND)
-                adjoint = fetch(leaving + piece * size, p, n, (n_state, 1), n_dim, n_state).to(KIND)
+                state = fetch(entering + piece * states, p, n, (n_state, 1), n_dim, n_state).to(KIND)
+                adjoint = fetch(leaving + piece * states, p, n, (n_state, 1), n_dim, n_state).to(KIND)
                 dy = (dy.to(tl.float32) * from_start[:, None]).to(KIND)
-                u = (u.to(tl.float32) * (to_end * sizes)[:, None]).to(KIND)
+                u = (u.to(tl.float32) * (to_end * tl.load(sizes + line + steps))[:, None]).to(KIND)
                 into_C = tl.dot(dy, state, into_C, input_precision=PRECISION)
                 into_B = tl.dot(u, adjoint, into_B, input_precision=PRECISION)
-        flows += (
-            flow * decays_between(here, own, steps, steps, chunk, length, EXACT, HAS_SEQ, REVERSE, Q) * sizes[None, :]
-        )
+        flow *= decays_between(here, own, steps, steps, chunk, length, EXACT, HAS_SEQ, REVERSE, Q)
+        # The mask changes nothing, but with it ptxas spills no registers.
+        flow *= tl.load(sizes + line + steps, mask=steps < left, other=0.0)[None, :]
+        flows += flow
 
     B += batch * sB[0] + chunk * Q * sB[1] + group * sB[2]
     C += batch * sC[0] + chunk * Q * sC[1] + group * sC[2]
@@ -236,39 +241,77 @@ def group_kernel(
     put(dC, into_C, steps, n, (sdC[2], sdC[4]), left, n_state)
 
 
-def gradients(scan: Chunks, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
-    """Return the gradients of x, dt, A, B, C and the initial state (or None)."""
-    if grad is None:
-        grad = torch.zeros_like(scan.x)
+def gradients(scan: Chunks, ungated: Tensor | None, grad: Tensor | None, grad_final: Tensor | None) -> Inputs:
+    """Return the gradients of all inputs, from that of y (and y before the gate) and of the final state."""
+    x, dt, A, B, C, D, z, bias, state = scan.inputs
+    grad, dz = (torch.zeros_like(x), None) if grad is None else _through_gate(scan, grad, ungated)
     entering = leaving = scan.sums
     first = None
     if scan.linked:
-        entering, _ = scan.entering(scan.x, scan.B, scan.state, False, False)
-        leaving, first = scan.entering(grad, scan.C, grad_final, True, scan.state is not None)
-    dx, ddt, dsums = torch.empty_like(scan.x), torch.empty_like(scan.dt), torch.empty_like(scan.sums)
+        entering, _ = scan.entering(x, B, state, False, False)
+        leaving, first = scan.entering(grad, C, grad_final, True, state is not None)
+    given = (x, scan.sizes, scan.sums, B, C, scan.numbers, grad, entering, leaving)
+    strides = (x.stride(), B.stride(), C.stride(), scan.number_strides, grad.stride())
+    dx, dsizes, dsums, of_D = _head_gradients(scan, given, strides)
+    dB, dC = _group_gradients(scan, given, strides)
+    ddt, dA, dbias = _step_gradients(scan, dsizes, dsums)
+    dD = None if D is None else of_D.sum((0, 2) if D.dim() == 1 else 0, dtype=torch.float64).to(D.dtype)
+    dstate = None if state is None or first is None else first.to(state.dtype)
+    dz = torch.zeros_like(z) if z is not None and dz is None else dz
+    return Inputs(dx, ddt, dA, dB, dC, dD, dz, dbias, dstate)
+
+
+def _through_gate(scan: Chunks, grad: Tensor, ungated: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradient of y before the gate, and of z; without a gate, as it came."""
+    z = scan.inputs.z
+    if z is None or ungated is None:
+        return grad, None
+    passed, dz = torch.empty_like(ungated), torch.empty_like(z)
+    dims = block(scan.n_dim, WIDTH_OF_GATE)
+    tensors = (grad, z, ungated, passed, dz)
+    gate_kernel.launch(
+        scan.pieces * ceil_div(scan.n_dim, dims),
+        tensors,
+        (*(t.stride() for t in tensors), *scan.shape()[:4]),
+        common.constants(WARPS, Q=scan.steps, DIMS=dims),
+    )
+    return passed, dz
+
+
+def _head_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, of the step sizes and of the sums of size A; and that of D by chunks, (chunks, H, P)."""
+    x, D, (skip, skipping) = scan.inputs.x, scan.inputs.D, scan.skip()
+    dx, dsizes, dsums = torch.empty_like(x), torch.empty_like(scan.sizes), torch.empty_like(scan.sums)
+    of_D = dsizes if D is None else dsizes.new_empty(scan.n_batch * scan.n_chunks, scan.n_heads, scan.n_dim)
     most_dims, most_states, warps = scan.tiles.head
     dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
-    padded = {
-        "ALL_DIMS": ceil_div(scan.n_dim, dims) * dims,
-        "ALL_STATES": ceil_div(scan.n_state, states) * states,
-    }
-    given = (scan.x, scan.dt, scan.sums, scan.B, scan.C, scan.numbers, grad, entering, leaving)
-    strides = (*(t.stride() for t in (scan.x, scan.dt, scan.B, scan.C)), scan.number_strides, grad.stride())
-    named = scan.order | scan.kind | {"DIMS": dims, "STATES": states} | padded
+    padded = {"ALL_DIMS": ceil_div(scan.n_dim, dims) * dims, "ALL_STATES": ceil_div(scan.n_state, states) * states}
+    named = scan.order | scan.kind | {"DIMS": dims, "STATES": states} | padded | {"HAS_D": D is not None}
     head_kernel.launch(
         scan.pieces,
-        (*given, dx, ddt, dsums),
-        (*strides, dx.stride(), ddt.stride(), *scan.sizes()),
+        (*given, skip, dx, dsizes, dsums, of_D),
+        (*strides, skipping, dx.stride(), *scan.shape()),
         common.constants(warps, LINKED=scan.linked, EXACT=scan.exact, **named),
     )
-    dB, dC = _group_gradients(scan, given, strides)
-    state = first.to(scan.state.dtype) if scan.state is not None and first is not None else None
-    along, dA = torch.autograd.grad(scan.sums, (scan.dt, scan.A), dsums)
-    return dx, ddt + along, dA, dB, dC, state
+    return dx, dsizes, dsums, of_D
+
+
+def _step_gradients(scan: Chunks, dsizes: Tensor, dsums: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of dt, A and the bias from those of the step sizes and of the sums of size A."""
+    (dt, A, bias), given = scan.steppers(), scan.inputs.dt_bias
+    ddt = torch.empty_like(dt)
+    by_chunk = dsums.new_empty(2, scan.n_batch * scan.n_chunks, scan.n_heads)
+    tensors = (dt, A, bias, dsizes, dsums, ddt, by_chunk[0], by_chunk[1])
+    scan.by_steps(sizes_gradient_kernel, tensors, (dt.stride(), ddt.stride()))
+    if given is None:
+        return ddt, by_chunk[0].sum(0).to(A.dtype), None
+    dA, dbias = by_chunk.sum(1)
+    return ddt, dA.to(A.dtype), dbias.to(given.dtype)
 
 
 def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor, Tensor]:
     """Gradients of B and C; where groups are few, from shares of their heads, added up in one order."""
+    B, C = scan.inputs.B, scan.inputs.C
     most_dims, most_states, warps = scan.tiles.group
     dims, states = block(scan.n_dim, most_dims), block(scan.n_state, most_states)
     blocks, heads = ceil_div(scan.n_state, states), scan.n_heads // scan.groups
@@ -276,15 +319,14 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
     per_share = ceil_div(heads, min(heads, ceil_div(PROGRAMS_WANTED, programs)))
     shares = ceil_div(heads, per_share)
     room = [
-        torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device)
-        for t in (scan.B, scan.C)
+        torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device) for t in (B, C)
     ]
     named = scan.order | scan.kind | {"DIMS": dims, "STATES": states, "ALL_DIMS": ceil_div(scan.n_dim, dims) * dims}
     group_kernel.launch(
         programs * shares,
         (*given, *room),
-        (*strides, *(t.stride() for t in room), *scan.sizes(), shares, per_share),
+        (*strides, *(t.stride() for t in room), *scan.shape(), shares, per_share),
         common.constants(warps, LINKED=scan.linked, EXACT=scan.exact, **named),
     )
-    dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (scan.B, scan.C), strict=True))
+    dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (B, C), strict=True))
     return dB, dC

@@ -107,13 +107,12 @@ def decays_between(
 def states_kernel(
     values,
     mixers,
-    dt,
+    sizes,
     sums,
     numbers,
     added,
     value_strides,
     mixer_strides,
-    dt_strides,
     number_strides,
     length,
     n_chunks,
@@ -139,9 +138,9 @@ def states_kernel(
     p = block // across_states * DIMS + tl.arange(0, DIMS)
     n = block % across_states * STATES + tl.arange(0, STATES)
     left = length - chunk * Q
-    sums += (batch * n_heads + head) * n_chunks * Q + chunk * Q
+    line = ((batch * n_heads + head) * n_chunks + chunk) * Q
+    sums += line
     own = (numbers + batch * number_strides[0], number_strides[1])
-    dt += batch * dt_strides[0] + chunk * Q * dt_strides[1] + head * dt_strides[2]
     values += batch * value_strides[0] + chunk * Q * value_strides[1] + head * value_strides[2]
     mixers += batch * mixer_strides[0] + chunk * Q * mixer_strides[1] + head // heads * mixer_strides[2]
     found = tl.zeros([DIMS, STATES], tl.float32)
@@ -149,7 +148,7 @@ def states_kernel(
         steps = first + tl.arange(0, T)
         weight, to_end, _across = decays_at(sums, own, steps, chunk, length, HAS_SEQ, REVERSE, Q)
         if not ADJOINT:
-            weight = to_end * tl.load(dt + steps * dt_strides[1], mask=steps < left, other=0.0).to(tl.float32)
+            weight = to_end * tl.load(sizes + line + steps)
         value = fetch(values, steps, p, (value_strides[1], value_strides[3]), left, n_dim).to(tl.float32)
         mixer = fetch(mixers, steps, n, (mixer_strides[1], mixer_strides[3]), left, n_state).to(KIND)
         weighted = tl.trans((value * weight[:, None]).to(KIND))
@@ -218,17 +217,21 @@ def pass_kernel(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def output_kernel(
     x,
-    dt,
+    sizes,
     sums,
     B,
     C,
+    D,
+    z,
     numbers,
     entering,
     y,
+    ungated,
     sx,
-    sdt,
     sB,
     sC,
+    sD,
+    sz,
     number_strides,
     sy,
     length,
@@ -238,6 +241,9 @@ def output_kernel(
     n_state,
     heads,
     LINKED: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    KEEP: tl.constexpr,
     EXACT: tl.constexpr,
     HAS_SEQ: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -249,19 +255,20 @@ def output_kernel(
     STATES: tl.constexpr,
     ALL_STATES: tl.constexpr,
 ):
-    """Find y of some steps of a chunk of one head, for a block of its channels."""
+    """Find y of some steps of a chunk of one head, for a block of its channels; and y before the gate, if to KEEP."""
     blocks = tl.cdiv(n_dim, DIMS)
     p = tl.program_id(0) % blocks * DIMS + tl.arange(0, DIMS)
     tile = tl.program_id(0) // blocks % (Q // T)
     piece = tl.program_id(0) // blocks // (Q // T)
     batch, chunk, head = locate(piece, n_chunks, n_heads)
     left = length - chunk * Q
-    sums += (batch * n_heads + head) * n_chunks * Q + chunk * Q
+    line = ((batch * n_heads + head) * n_chunks + chunk) * Q
+    sums += line
+    sizes += line
     own = (numbers + batch * number_strides[0], number_strides[1])
     B += batch * sB[0] + chunk * Q * sB[1] + head // heads * sB[2]
     C += batch * sC[0] + chunk * Q * sC[1] + head // heads * sC[2]
     x += batch * sx[0] + chunk * Q * sx[1] + head * sx[2]
-    dt += batch * sdt[0] + chunk * Q * sdt[1] + head * sdt[2]
     entering += piece * (tl.full([], 0, tl.int64) + n_dim * n_state)
     rows = tile * T + tl.arange(0, T)
     value = tl.zeros([T, DIMS], tl.float32)
@@ -284,9 +291,18 @@ def output_kernel(
             leaves = fetch(C, rows, n, (sC[1], sC[3]), left, n_state).to(KIND)
             enters = fetch(B, columns, n, (sB[1], sB[3]), left, n_state).to(KIND)
             scores = tl.dot(leaves, tl.trans(enters), scores, input_precision=PRECISION)
-        sizes = tl.load(dt + columns * sdt[1], mask=columns < left, other=0.0).to(tl.float32)
-        scores *= decays_between(sums, own, rows, columns, chunk, length, EXACT, HAS_SEQ, REVERSE, Q) * sizes[None, :]
+        size = tl.load(sizes + columns)
+        scores *= decays_between(sums, own, rows, columns, chunk, length, EXACT, HAS_SEQ, REVERSE, Q) * size[None, :]
         u = fetch(x, columns, p, (sx[1], sx[3]), left, n_dim).to(KIND)
         value = tl.dot(scores.to(KIND), u, value, input_precision=PRECISION)
-    y += batch * sy[0] + chunk * Q * sy[1] + head * sy[2]
-    put(y, value, rows, p, (sy[1], sy[3]), left, n_dim)
+    if HAS_D:
+        skip = tl.load(D + head * sD[0] + p * sD[1], mask=p < n_dim, other=0.0).to(tl.float32)
+        value += skip[None, :] * fetch(x, rows, p, (sx[1], sx[3]), left, n_dim).to(tl.float32)
+    place = batch * sy[0] + chunk * Q * sy[1] + head * sy[2]
+    if HAS_Z:
+        if KEEP:
+            put(ungated + place, value, rows, p, (sy[1], sy[3]), left, n_dim)
+        z += batch * sz[0] + chunk * Q * sz[1] + head * sz[2]
+        gate = fetch(z, rows, p, (sz[1], sz[3]), left, n_dim).to(tl.float32)
+        value *= gate * common.sigmoid(gate)
+    put(y + place, value, rows, p, (sy[1], sy[3]), left, n_dim)
