@@ -18,86 +18,14 @@ from typing import Any
 
 import torch
 from rows import ROOT, Rows, common_facts
+from ssd_cases import CHUNK, SHAPES, loop, make_inputs, minimal, operations, products
 from timing import clock_for, take_turns
 from torch import Tensor
-from torch.nn import functional as F
 
 from ssmseq.nn.mamba2 import Mamba2
-from ssmseq_kernels import ssd, ssd_scan
-from ssmseq_kernels.reference import ssd_scan_reference
+from ssmseq_kernels import ssd_scan
 
-CHUNK = 64
 LONGEST_LOOP = 600  # steps
-SHAPES = {  # batch, steps, heads, channels of a head, groups, states
-    "lm": (1, 4096, 24, 64, 1, 128),
-    "dna": (2, 2048, 16, 64, 1, 64),
-    "ecg": (8, 1250, 8, 64, 1, 64),
-    "groups": (2, 1024, 16, 64, 8, 128),
-    "short": (32, 96, 8, 64, 1, 64),
-}
-
-
-def minimal(x, dt, A, B, C, D, z):
-    """The chunked form as the paper lists it: sums of every stretch by masked sums, states by one more such matrix."""
-    dt = F.softplus(dt)
-    heads = x.shape[2] // B.shape[2]
-    B, C = (t.repeat_interleave(heads, 2) for t in (B, C))
-    pad = -x.shape[1] % CHUNK
-    v, a, B, C = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, pad)) for t in (x * dt[..., None], dt * A, B, C))
-    v, a, B, C = (t.unflatten(1, (-1, CHUNK)) for t in (v, a, B, C))
-    a = a.permute(0, 3, 1, 2)
-    within = torch.exp(stretches(a))
-    y = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", C, B, within, v)
-    total = a.cumsum(-1)
-    states = torch.einsum("bclhn,bhcl,bclhp->bchpn", B, torch.exp(total[..., -1:] - total), v)
-    states = F.pad(states, (0, 0, 0, 0, 0, 0, 1, 0))
-    across = torch.exp(stretches(F.pad(total[..., -1], (1, 0))))
-    states = torch.einsum("bhzc,bchpn->bzhpn", across, states)[:, :-1]
-    y = y + torch.einsum("bclhn,bchpn,bhcl->bclhp", C, states, torch.exp(total))
-    return (y.flatten(1, 2)[:, : x.shape[1]] + x * D[:, None]) * F.silu(z)
-
-
-def stretches(a: Tensor) -> Tensor:
-    """Sums of a over every stretch that ends at one step and begins after another, (..., L, L)."""
-    length = a.shape[-1]
-    spread = a[..., None].expand(*a.shape, length)
-    below = torch.ones(length, length, dtype=torch.bool).tril(-1)
-    sums = spread.masked_fill(~below, 0).cumsum(-2)
-    return sums.masked_fill(~below.logical_or(torch.eye(length, dtype=torch.bool)), -torch.inf)
-
-
-def loop(x, dt, A, B, C, D, z):
-    """The definition, step after step."""
-    return ssd_scan_reference(x, dt, A, B, C, D, z)[0]
-
-
-def products(*tensors):
-    """Ours as on a device without the compiled scan."""
-    serves, ssd.has_scan = ssd.has_scan, lambda device: False
-    try:
-        return ssd_scan(*tensors)
-    finally:
-        ssd.has_scan = serves
-
-
-def make_inputs(shape: tuple[int, ...]) -> list[Tensor]:
-    n_batch, length, heads, dim, groups, n_state = shape
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*sizes):
-        return torch.randn(*sizes, generator=generator)
-
-    rows = (n_batch, length)
-    mixers = [normal(*rows, groups, n_state) for _ in range(2)]
-    A = -(1 + 15 * torch.rand(heads, generator=generator))
-    return [normal(*rows, heads, dim), normal(*rows, heads) - 4, A, *mixers, normal(heads), normal(*rows, heads, dim)]
-
-
-def operations(shape: tuple[int, ...]) -> float:
-    """Floating-point operations of the chunked form forward."""
-    n_batch, length, heads, dim, groups, n_state = shape
-    chunk = min(CHUNK, length)
-    return n_batch * length * (2 * chunk * n_state * groups + 2 * chunk * heads * dim + 4 * heads * dim * n_state)
 
 
 def with_mode(call: Callable[..., Tensor], tensors: list[Tensor], mode: str) -> Callable[[], object]:
@@ -134,7 +62,7 @@ def block_call(block: torch.nn.Module, x: Tensor, mode: str) -> Callable[[], obj
 def measure(rows: Rows, name: str, mode: str, arguments: argparse.Namespace) -> None:
     shape = SHAPES[name]
     n_batch, length, heads, dim = shape[:4]
-    inputs = make_inputs(shape)
+    inputs = [x for name, x in make_inputs(shape).items() if name != "dt_bias"]
     methods = {"ours": ssd_scan, "minimal": minimal, "products": products}
     if length <= LONGEST_LOOP:
         methods["loop"] = loop
