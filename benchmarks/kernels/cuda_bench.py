@@ -1,9 +1,10 @@
-"""The selective scan on an NVIDIA GPU: our kernels and their rivals, side by side.
+"""Scans on an NVIDIA GPU: our kernels and their rivals, side by side.
 
     python benchmarks/kernels/bench_scan.py --device cuda                      # everything, nine minutes at a time
     python benchmarks/kernels/bench_scan.py --device cuda --what speed --cases R1,R5 --methods ours,mamba_ssm
     python benchmarks/kernels/bench_scan.py --device cuda --targets            # the goals, and what has been reached
     python benchmarks/kernels/bench_scan.py --device cuda --rehearse           # every step at tiny sizes, without a GPU
+    python benchmarks/kernels/bench_ssd.py --device cuda --cases G13           # the parts of Mamba-2's scan, and so on
 
 Every cell is appended to the result file as it comes; cells that are there for the same commit, kernel sources and
 device are not measured again, so that the same command goes on where it stopped. Ceilings of the device are measured
@@ -16,6 +17,7 @@ part `op`.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,17 @@ from cuda_special import (
     measure_saved,
 )
 from cuda_speed import Bench, DeviceLost, OutOfTime, measure_speed
+from cuda_ssd import SSD_METHODS, SSD_SHAPES, measure_ssd, measure_ssd_check, measure_ssd_op, measure_ssd_step
 from cuda_targets import report
 from rows import ROOT, Rows, of_one_origin, software_facts, sources_digest
 
 import ssmseq_kernels
-from ssmseq_kernels import ops
+from ssmseq_kernels import ops, ssd
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernels_cuda.jsonl"
-WHAT = ("check", "speed", "op", "decode", "pair", "packed", "saved", "cold", "layer", "steps")
+SCAN = ("check", "speed", "op", "decode", "pair", "packed", "saved", "cold", "layer", "steps")
+SSD = ("ssd_check", "ssd", "ssd_op", "ssd_step")
+WHAT, CASES, ALL_METHODS = (*SCAN, *SSD), (*SHAPES, *SSD_SHAPES), tuple(dict.fromkeys([*METHODS, *SSD_METHODS]))
 NO_DEVICE = (
     "no CUDA device: torch {torch} sees none. Run this on a machine with an NVIDIA GPU and a CUDA build of torch; "
     "--rehearse tries every step on the CPU, --targets and --report read the rows that are there, and without "
@@ -51,12 +56,12 @@ NO_TRITON = "triton is not installed: a CUDA build of torch brings it; otherwise
 NO_KERNEL = "ssmseq_kernels has no kernel for CUDA tensors here: {reason}"
 
 
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
+def arguments(given: list[str] | None = None, what: Sequence[str] = SCAN) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--what", default=",".join(WHAT), help=f"of {','.join(WHAT)}; default all")
-    parser.add_argument("--cases", default=",".join(SHAPES), help="shapes of `speed`, R1 to R8; default all")
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"of {','.join(METHODS)}; default all")
+    parser.add_argument("--what", default=",".join(what), help=f"of {','.join(WHAT)}; default {','.join(what)}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"of {','.join(CASES)}; default all")
+    parser.add_argument("--methods", default=",".join(ALL_METHODS), help=f"of {','.join(ALL_METHODS)}; default all")
     parser.add_argument("--dtypes", default="bf16", help=f"of {','.join(DTYPES)}; default bf16")
     parser.add_argument("--repeats", type=int, default=50, help="timed runs of a cell, at most")
     parser.add_argument("--budget", type=float, default=5, help="seconds for one method of a cell")
@@ -67,7 +72,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets", action="store_true", help="measure nothing, print the targets and what is reached")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; give --out, too")
     args = parser.parse_args(given)
-    for name, allowed in (("what", WHAT), ("cases", SHAPES), ("methods", METHODS), ("dtypes", DTYPES)):
+    for name, allowed in (("what", WHAT), ("cases", CASES), ("methods", ALL_METHODS), ("dtypes", DTYPES)):
         chosen = getattr(args, name).split(",")
         unknown = [x for x in chosen if x not in allowed]
         if unknown:
@@ -75,6 +80,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         setattr(args, name, chosen)
     if args.rehearse and args.out == RESULTS:
         parser.error("--rehearse: give another file with --out, its times mean nothing")
+    if args.rehearse:
+        args.repeats = 1
     return args
 
 
@@ -111,6 +118,7 @@ def _serve_cpu_tensors() -> None:
     from ssmseq_kernels import cuda
 
     ops.KERNELS["cpu"] = cuda
+    ssd.has_scan, ssd.has_tiles = (lambda device: False), (lambda device: True)
 
 
 def facts(device: Cuda | Rehearsal, args: argparse.Namespace) -> dict[str, Any]:
@@ -143,6 +151,10 @@ def measure(bench: Bench, args: argparse.Namespace) -> None:
         "cold": measure_cold,
         "layer": lambda bench: _steps().measure_layer(bench),
         "steps": lambda bench: _steps().measure_steps(bench),
+        "ssd_check": measure_ssd_check,
+        "ssd": lambda bench: measure_ssd(bench, args.cases, args.methods),
+        "ssd_op": measure_ssd_op,
+        "ssd_step": measure_ssd_step,
     }
     measure_ceilings(bench)
     for name in args.what:
@@ -156,8 +168,8 @@ def _steps():
     return cuda_steps
 
 
-def main(given: list[str] | None = None) -> None:
-    args = arguments(given)
+def main(given: list[str] | None = None, what: Sequence[str] = SCAN) -> None:
+    args = arguments(given, what)
     if not (args.report or args.targets):
         device = device_of(args)
         rows = Rows(args.out, facts(device, args), again=args.again, forget=outdated)

@@ -21,6 +21,7 @@ from torch import Tensor
 import ssmseq_kernels
 
 BUILD = "build it: see 'mamba_ssm as a rival' in benchmarks/README.md"
+UNPACK = "put its sources on PYTHONPATH: see 'mamba_ssm as a rival' in benchmarks/README.md"
 # Upper bounds of the memory beyond the inputs, in float32 tensors of (B, L, D) and of (B, L, D, N): forward, and both.
 FOOTPRINT = {
     "eager_loop": ((12, 0), (12, 4)),
@@ -115,13 +116,15 @@ def missing(name: str) -> str | None:
     wanted = {
         "mamba_ssm": "ops.selective_scan_interface",
         "mamba_ssm step": "ops.triton.selective_state_update",
+        "mamba_ssm ssd": "ops.triton.ssd_combined",
         "mamba_ssm layer": "modules.mamba_simple",
     }
     if name in wanted:
         try:
             mamba_module(wanted[name])
         except Exception as error:  # a foreign package may fail in any way
-            return f"not installed: {BUILD} ({type(error).__name__}: {error})"
+            remedy = UNPACK if ".triton." in wanted[name] else BUILD
+            return f"not installed: {remedy} ({type(error).__name__}: {error})"
         return None
     reason = peers.missing(name)
     return reason and f"not installed: {reason}"
@@ -140,5 +143,9 @@ def refusal(method: Method, mode: str, sizes: Sizes, free: int) -> str | None:
         return reason
     n_batch, length, d, n = sizes
     rows, states = FOOTPRINT[method.name][mode != "forward"]
-    needed = 4.0 * n_batch * length * d * (3 + rows + states * n)
+    return too_large(4.0 * n_batch * length * d * (3 + rows + states * n), free)
+
+
+def too_large(needed: float, free: int) -> str | None:
+    """Say that so many bytes do not fit those that are free; None if they do."""
     return f"would take about {needed / 1e9:.0f} GB of {free / 1e9:.0f} free" if needed > 0.8 * free else None

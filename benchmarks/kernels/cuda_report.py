@@ -32,6 +32,25 @@ COLUMNS: dict[str, dict[str, str]] = {  # by part: fields and their formats
         "share_of_scan": ".1%",
         "share_by_removal": ".1%",
     },
+    "ssd_check": {"correct": "", "y_error": ".1e", "gradient_error": ".1e"},
+    "ssd": {
+        "median_us": ".1f",
+        "ratio_to_ours": ".2f",
+        "graph_us": ".1f",
+        "tflops": ".0f",
+        "memory_floor_us": ".1f",
+        "share": ".0%",
+        "difference": "",
+    },
+    "ssd_op": {"op_us": ".1f", "host_us": ".1f", "latency_us": ".1f", "ratio_to_ours": ".2f"},
+    "ssd_step": {
+        "median_us": ".1f",
+        "graph_us": ".1f",
+        "ratio_to_ours": ".2f",
+        "gbs": ".0f",
+        "share": ".0%",
+        "difference": "",
+    },
 }
 
 

@@ -72,23 +72,29 @@ def errors(device, sizes, dtype, reverse, packed) -> dict[str, Any]:
     if packed:
         options["seq_idx"] = (torch.arange(sizes[1], device=device) // 5).int().expand(sizes[:2]).contiguous()
     inputs |= {name: inputs[name].unsqueeze(2) for name in ("B", "C")}
-    weights = torch.empty(sizes[:3], dtype=dtype, device=device).normal_()
-    found = _with_gradients(partial(ssmseq_kernels.selective_scan, **options), inputs, weights)
-    exact = {name: x.double() for name, x in inputs.items()}
-    truth = _with_gradients(lambda *args: selective_scan_reference(*args, **options)[0], exact, weights)
+    scan = partial(ssmseq_kernels.selective_scan, **options)
+    return compared(scan, lambda *args: selective_scan_reference(*args, **options)[0], inputs)
+
+
+def compared(scan: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: dict[str, Tensor]):
+    """Compare y, which is like the first input, and all gradients with those of a reference in float64."""
+    first = next(iter(inputs.values()))
+    weights = torch.randn_like(first)
+    found = _with_gradients(scan, inputs, weights)
+    truth = _with_gradients(reference, {name: x.double() for name, x in inputs.items()}, weights)
     worst = {name: ((found[name].double() - x).norm() / x.norm()).item() for name, x in truth.items()}
     gradient = max(value for name, value in worst.items() if name != "y")
-    correct = max(worst.values()) < TOLERANCE[dtype]
+    correct = max(worst.values()) < TOLERANCE[first.dtype]
     if not correct:
         print(f"WRONG: relative errors {worst}: no time below means anything", file=sys.stderr)
     return {"correct": correct, "y_error": worst["y"], "gradient_error": gradient}
 
 
 def _with_gradients(scan: Callable[..., Tensor], inputs: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    leaves = [inputs[name].detach().clone().requires_grad_() for name in NAMES]
+    leaves = [x.detach().clone().requires_grad_() for x in inputs.values()]
     y = scan(*leaves)
     grads = torch.autograd.grad(y, leaves, weights.to(y))
-    return {"y": y.detach(), **dict(zip(NAMES, grads, strict=True))}
+    return {"y": y.detach(), **dict(zip(inputs, grads, strict=True))}
 
 
 def timed_side_by_side(bench: Bench, cells: dict[str, dict], make: Callable[[str, int], Call], copies: int, base: str):
@@ -98,10 +104,10 @@ def timed_side_by_side(bench: Bench, cells: dict[str, dict], make: Callable[[str
     """
     ways, values = {}, {}
     for name in cells:
-        peer_missing = missing(PEER) if name.startswith(PEER) else None
+        absent = missing(name.split(",")[0])
         found, reason = (
-            (None, {"skipped": peer_missing})
-            if peer_missing
+            (None, {"skipped": absent})
+            if absent
             else bench.guarded(partial(lambda name: [make(name, seed) for seed in range(copies)], name))
         )
         if found:
@@ -216,7 +222,7 @@ def measure_decode(bench: Bench) -> None:
             values, ways = timed_side_by_side(bench, cells, make, copies_for(moved, bench.device.cache), "ours")
             for name, cell in cells.items():
                 if name in ways and "median_us" in values[name]:
-                    values[name] |= _rates(bench, moved, values[name]["median_us"], ways[name])
+                    values[name] |= step_rates(bench, moved, values[name]["median_us"], ways[name])
                 bench.add(cell, values[name])
 
 
@@ -233,7 +239,8 @@ def peer_step(state, u, delta, A, B, C, D, z, delta_bias) -> Tensor:
 STEPS = {"ours": ssmseq_kernels.selective_state_update, f"{PEER} step": peer_step, "eager_step": peers.eager_step}
 
 
-def _rates(bench: Bench, moved: int, median_us: float, ways: list[Call]) -> dict[str, Any]:
+def step_rates(bench: Bench, moved: int, median_us: float, ways: list[Call]) -> dict[str, Any]:
+    """Time of a step under a graph, and what it moves as a share of the copy rate."""
     found = graph_seconds(bench.device, ways) | {"bytes": moved, "gbs": 1e-3 * moved / median_us}
     best = found.get("graph_us", median_us)
     if bench.rates:
@@ -244,27 +251,36 @@ def _rates(bench: Bench, moved: int, median_us: float, ways: list[Call]) -> dict
 
 def measure_op(bench: Bench, shape: str = "R8") -> None:
     """The whole operation as a caller sees it, Python included, where the kernel itself takes microseconds."""
-    rounds, count = (2, 2) if bench.device.rehearsing else (15, 200)
     for dtype in bench.dtypes.values():
         for mode in ("forward", "forward+backward"):
             cell = {"what": "op", "shape": shape, "sizes": bench.sizes(shape), "mode": mode}
             cells = {name: cell | METHODS[name].fields(dtype) for name in ("ours", PEER)}
             if all(bench.has(x) for x in cells.values()):
                 continue
-            calls, values = {}, {}
-            for name in cells:
+
+            def make(name: str, dtype=dtype, mode=mode) -> Call:
                 laid = laid_out(make_inputs(bench.sizes(shape), dtype, bench.device.device), _layout(name), dtype)
-                call = partial(make_call, METHODS[name].scan, [laid[x] for x in NAMES], mode)
-                found, reason = (None, {"skipped": missing(name)}) if missing(name) else bench.guarded(call)
-                calls |= {name: found} if found else {}
-                values[name] = reason
-            times, reason = bench.guarded(partial(op_seconds, bench.device, calls, rounds, count))
-            for name, x in cells.items():
-                if name in calls:
-                    values[name] = reason if times is None else dict(times[name])
-                if times and name in times and "ours" in times:
-                    values[name]["ratio_to_ours"] = times[name]["op_us"] / times["ours"]["op_us"]
-                bench.add(x, values[name])
+                return make_call(METHODS[name].scan, [laid[x] for x in NAMES], mode)
+
+            time_operations(bench, cells, make)
+
+
+def time_operations(bench: Bench, cells: dict[str, dict], make: Callable[[str], Call]) -> None:
+    """Add a row for the whole operation of each method; `make` prepares one."""
+    rounds, count = (2, 2) if bench.device.rehearsing else (15, 200)
+    calls, values = {}, {}
+    for name in cells:
+        absent = missing(name)
+        found, reason = (None, {"skipped": absent}) if absent else bench.guarded(partial(make, name))
+        calls |= {name: found} if found else {}
+        values[name] = reason
+    times, reason = bench.guarded(partial(op_seconds, bench.device, calls, rounds, count))
+    for name, cell in cells.items():
+        if name in calls:
+            values[name] = reason if times is None else dict(times[name])
+        if times and name in times and "ours" in times:
+            values[name]["ratio_to_ours"] = times[name]["op_us"] / times["ours"]["op_us"]
+        bench.add(cell, values[name])
 
 
 def _layout(name: str) -> str:

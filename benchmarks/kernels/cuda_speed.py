@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from cuda_cases import DTYPES, MODES, NAMES, PER_STEP, Inputs, input_bytes, laid_out, make_inputs, shape_of
+from cuda_cases import DTYPES, MODES, NAMES, PER_STEP, SHAPES, Inputs, input_bytes, laid_out, make_inputs, shape_of
 from cuda_device import Call, Cuda, Rehearsal
 from cuda_peers import METHODS, Method, refusal, tune_associative
 from cuda_timing import GRAPH_BELOW, alone, copies_for, first_line, graph_seconds, summary, take_turns
@@ -120,8 +120,8 @@ def outputs_of(value: Any) -> list[Tensor]:
 
 
 def measure_speed(bench: Bench, shapes: Sequence[str], names: Sequence[str]) -> None:
-    methods = [METHODS[name] for name in names]
-    for shape in shapes:
+    methods = [METHODS[name] for name in names if name in METHODS]
+    for shape in (x for x in shapes if x in SHAPES):
         for dtype in bench.dtypes.values():
             for mode in MODES:
                 cells = {
@@ -138,17 +138,45 @@ def measure_speed(bench: Bench, shapes: Sequence[str], names: Sequence[str]) -> 
 class Group:
     """Cells of one shape, mode and dtype: kernels are timed in turn with ours, PyTorch's ways one by one after them."""
 
-    def __init__(self, bench: Bench, sizes: Sizes, mode: str, dtype: torch.dtype, cells: dict[Method, dict[str, Any]]):
+    ours, per_step = OURS, PER_STEP
+
+    def __init__(self, bench: Bench, sizes: Any, mode: str, dtype: torch.dtype, cells: dict[Method, dict[str, Any]]):
         self.bench, self.device, self.sizes, self.mode, self.dtype = bench, bench.device, sizes, mode, dtype
         self.cells = cells
-        copies = copies_for(input_bytes(sizes, dtype), self.device.cache)
-        self.inputs = [make_inputs(sizes, dtype, self.device.device, seed) for seed in range(copies)]
+        copies = copies_for(self.input_bytes(), self.device.cache)
+        self.inputs = [self.make_inputs(seed) for seed in range(copies)]
         self.base: float | None = None
+
+    def input_bytes(self) -> int:
+        """Bytes of one copy of the inputs."""
+        return input_bytes(self.sizes, self.dtype)
+
+    def make_inputs(self, seed: int) -> Inputs:
+        """Return one copy of the inputs."""
+        return make_inputs(self.sizes, self.dtype, self.device.device, seed)
+
+    def args(self, method: Method, inputs: Inputs) -> list[Tensor | None]:
+        """Return the inputs as a method takes them."""
+        laid = laid_out(inputs, method.layout, method.dtype(self.dtype))
+        return [laid[name] for name in NAMES]
+
+    def tune(self, method: Method, args: list[Any]) -> None:
+        """Prepare a method for inputs of these sizes."""
+        if method.name == "associative":
+            tune_associative(self.device, args)
+
+    def refusal(self, method: Method) -> str | None:
+        """Say why a method must not run on this shape; None if it may."""
+        return refusal(method, self.mode, self.sizes, self.device.free_memory())
+
+    def columns(self, seconds: float) -> dict[str, Any]:
+        """Return what a row says of the work done in so many seconds."""
+        return against(seconds, work_of(self.mode, self.sizes, self.dtype.itemsize), self.bench.rates)
 
     def measure(self) -> None:
         """Add a row for every cell."""
         calls = {}
-        for method in dict.fromkeys([OURS, *(m for m in self.cells if m.kernel)]):
+        for method in dict.fromkeys([self.ours, *(m for m in self.cells if m.kernel)]):
             ways, reason = self._prepared(method, len(self.inputs))
             if ways:
                 calls[method] = ways
@@ -160,17 +188,15 @@ class Group:
             self.bench.add(self.cells[method], self._alone(method))
 
     def _prepared(self, method: Method, copies: int) -> tuple[list[Call], dict[str, str]]:
-        reason = refusal(method, self.mode, self.sizes, self.device.free_memory())
+        reason = self.refusal(method)
         if reason:
             return [], {"skipped": reason}
         ways, reason = self.bench.guarded(lambda: self._calls(method, copies))
         return ways or [], reason
 
     def _calls(self, method: Method, copies: int) -> list[Call]:
-        laid = [laid_out(inputs, method.layout, method.dtype(self.dtype)) for inputs in self.inputs[:copies]]
-        args = [[inputs[name] for name in NAMES] for inputs in laid]
-        if method.name == "associative":
-            tune_associative(self.device, args[0])
+        args = [self.args(method, inputs) for inputs in self.inputs[:copies]]
+        self.tune(method, args[0])
         ways = [make_call(method.scan, x, self.mode) for x in args]
         if method.kernel:
             ways[0]()
@@ -185,7 +211,7 @@ class Group:
             for method in calls:
                 self._add(method, reason)
             return
-        self.base = statistics.median(times[OURS]) if OURS in times else None
+        self.base = statistics.median(times[self.ours]) if self.ours in times else None
         for method, taken in times.items():
             values = self._values(taken) | {"copies": len(self.inputs)}
             if statistics.median(taken) < GRAPH_BELOW and self.mode != "backward":
@@ -194,7 +220,7 @@ class Group:
 
     def _alone(self, method: Method) -> dict[str, Any]:
         """Time PyTorch's operators; what would not run three times within the budget is not run at all."""
-        reason = refusal(method, self.mode, self.sizes, self.device.free_memory())
+        reason = self.refusal(method)
         if reason:
             return {"skipped": reason}
         budget = self.bench.budget
@@ -212,24 +238,31 @@ class Group:
     def _foreseen(self, method: Method) -> float:
         """Seconds of a run, from one over the first steps; the true ones may grow faster than the length."""
         steps = min(PROBE, self.sizes[1])
-        begun = {name: x.detach()[:, :steps] if name in PER_STEP else x for name, x in self.inputs[0].items()}
-        laid = laid_out(begun, method.layout, method.dtype(self.dtype))
-        call = make_call(method.scan, [laid[name].contiguous() for name in NAMES], self.mode)
+        begun = {
+            name: x.detach()[:, :steps].contiguous() if name in self.per_step else x
+            for name, x in self.inputs[0].items()
+        }
+        call = make_call(method.scan, self.args(method, begun), self.mode)
         call()
         return self.device.timed(call) * self.sizes[1] / steps
 
     def _values(self, taken: list[float]) -> dict[str, Any]:
         median = statistics.median(taken)
-        work = work_of(self.mode, self.sizes, self.dtype.itemsize)
         ratio = {"ratio_to_ours": median / self.base} if self.base else {}
-        return summary(taken) | ratio | against(median, work, self.bench.rates)
+        return summary(taken) | ratio | self.columns(median)
 
     def _difference(self, method: Method) -> dict[str, Any]:
         """Relative L2 distance of y from ours: a rival that computes something else is no rival."""
-        if method is OURS or self.mode != "forward":
+        if method is self.ours or self.mode != "forward":
             return {}
-        found, reason = self.bench.guarded(lambda: difference(method, self.inputs[0], self.dtype))
+        found, reason = self.bench.guarded(lambda: self._distance(method))
         return {"difference": found} if found is not None else {"difference": next(iter(reason.values()))}
+
+    def _distance(self, method: Method) -> float:
+        with torch.no_grad():
+            y = method.scan(*self.args(method, self.inputs[0]))
+            own = self.ours.scan(*self.args(self.ours, self.inputs[0]))
+        return distance(y.mT if method.layout == "BDL" else y, own)
 
     def _add(self, method: Method, values: dict[str, Any]) -> None:
         if method in self.cells:
@@ -238,10 +271,6 @@ class Group:
             print(f"{method.name} failed: {values['failed']}", file=sys.stderr)
 
 
-def difference(method: Method, inputs: Inputs, dtype: torch.dtype) -> float:
-    laid = laid_out(inputs, method.layout, method.dtype(dtype))
-    with torch.no_grad():
-        y = method.scan(*(laid[name] for name in NAMES))
-        y = y.mT if method.layout == "BDL" else y
-        own = OURS.scan(*(inputs[name].detach() for name in NAMES))
+def distance(y: Tensor, own: Tensor) -> float:
+    """Relative L2 distance of y from ours."""
     return ((y.float() - own.float()).norm() / own.float().norm()).item()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuda_special import BY_SOURCE, ONE_LAUNCH, PACKED, PACKED_PEER, PAIR_PEER, PEER
+from cuda_ssd import SSD_PEER
 
 Row = dict[str, Any]
 
@@ -60,7 +61,8 @@ class Finder:
         raise KeyError(f"not yet measured{f' ({method}: {said[-1]})' if any(said) else ''}")
 
 
-OF_DTYPE = ("ours", PEER, "associative", f"{PEER} step", ONE_LAUNCH, PACKED, PACKED_PEER, PAIR_PEER, BY_SOURCE)
+OF_DTYPE = ("ours", PEER, f"{PEER} step", SSD_PEER, "associative")
+OF_DTYPE += (ONE_LAUNCH, PACKED, PACKED_PEER, PAIR_PEER, BY_SOURCE)
 
 
 def speed(shape: str, mode: str, goal_us: float) -> Claim:
@@ -68,14 +70,14 @@ def speed(shape: str, mode: str, goal_us: float) -> Claim:
     return Claim(text, goal_us, False, " us", lambda find: find("median_us", "speed", shape=shape, mode=mode))
 
 
-def ratio(shape: str, mode: str, goal: float, rival: str = PEER) -> Claim:
+def ratio(shape: str, mode: str, goal: float, rival: str = PEER, what: str = "speed") -> Claim:
     text = f"{mode} {shape}, {rival} / ours"
-    return Claim(text, goal, True, "x", lambda find: _ratio(find, rival, shape, mode))
+    return Claim(text, goal, True, "x", lambda find: _ratio(find, rival, shape, mode, what))
 
 
-def _ratio(find: Finder, rival: str, shape: str, mode: str) -> float:
-    own = find("median_us", "speed", shape=shape, mode=mode)
-    return find("median_us", "speed", rival, shape, mode) / own
+def _ratio(find: Finder, rival: str, shape: str, mode: str, what: str) -> float:
+    own = find("median_us", what, shape=shape, mode=mode)
+    return find("median_us", what, rival, shape, mode) / own
 
 
 def _pair(find: Finder) -> float:
@@ -148,6 +150,7 @@ TARGETS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
     "G12": (ratio("R1", "forward", 3, "associative"), ratio("R1", "forward", 50, "eager_loop")),
+    "G13": tuple(ratio("G13", m, x, SSD_PEER, "ssd") for m in ("forward", "forward+backward") for x in (1.0, 1.3)),
 }
 
 

@@ -102,7 +102,7 @@ def software_facts() -> dict[str, Any]:
 def sources_digest() -> str:
     """Return a digest of the sources of the GPU kernels, which holds where there is no git as well."""
     folder = Path(ssmseq_kernels.__file__).parent
-    paths = [folder / "cuda.py", *sorted(folder.glob("triton_*.py"))]
+    paths = [folder / "cuda.py", folder / "ssd.py", *sorted(folder.glob("triton_*.py"))]
     return _digest(b"".join(path.read_bytes() for path in paths))
 
 
