@@ -17,10 +17,23 @@ import torch
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks" / "kernels"
 R1 = (8, 4096, 2048, 16)
+G13 = (8, 4096, 32, 64, 1, 128)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 FAKE_SCAN = "from ssmseq_kernels.compat import selective_scan_fn\n"
-FAKE_STEP = "from ssmseq_kernels.compat import selective_state_update\n"
+FAKE_STEP = """
+from ssmseq_kernels import compat
+def selective_state_update(state, x, dt, A, *rest, **named):
+    if state.dim() == 4:  # what a head shares must come expanded
+        assert not any((*dt.stride()[2:], *A.stride()[1:], *named["dt_bias"].stride()[1:]))
+    return compat.selective_state_update(state, x, dt, A, *rest, **named)
+"""
+FAKE_SSD = """
+from ssmseq_kernels import ssd_scan
+def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False):
+    assert chunk_size == 256 and dt_bias is not None
+    return ssd_scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus=dt_softplus)
+"""
 FAKE_LAYER = """
 from ssmseq.nn import Mamba as Ours
 def Mamba(**sizes):
@@ -101,6 +114,44 @@ def test_a_decode_step_moves_the_state_twice(modules):
     assert modules("roofline").step_bytes((256, 2048, 16), 2) == 8 * state + 2 * rows + 4 * (2048 * 16 + 2 * 2048)
 
 
+def test_the_work_of_mamba2_is_what_a_hand_counts(modules):
+    ssd, operations = modules("cuda_ssd"), modules("ssd_cases").operations
+    # C B^T once for all heads, its product with x, states from B and x, y from C and states
+    assert operations(G13) == 32_768 * (2 * 64 * 128 + 32 * (2 * 64 * 64 + 4 * 64 * 128)) == 43_486_543_872
+    rows, step_sizes, mixers, weights = 134_217_728, 2_097_152, 2 * 8_388_608, 3 * 4 * 32
+    forward = 2 * rows + step_sizes + mixers + weights
+    backward = 3 * rows + 2 * (step_sizes + mixers + weights)
+    assert ssd.moved_bytes("forward", G13, 2, gated=False) == forward == 287_310_208
+    assert ssd.moved_bytes("forward", G13, 2, gated=True) == forward + rows
+    assert ssd.moved_bytes("backward", G13, 2, gated=False) == backward
+    assert ssd.moved_bytes("forward+backward", G13, 2, gated=True) == forward + backward + 3 * rows
+    assert ssd.step_bytes((256, 32, 64, 128), 2) == 8 * 67_108_864 + 2 * 256 * (2 * 2048 + 32 + 256) + weights
+
+
+def test_other_ways_to_compute_mamba2_equal_the_definition(modules):
+    cases = modules("ssd_cases")
+    inputs = cases.make_inputs((2, 70, 4, 6, 2, 5), torch.float64)
+    for given in (list(inputs.values()), [None if name == "z" else x for name, x in inputs.items()]):
+        truth = cases.loop(*given)
+        for way in (cases.minimal, cases.products):
+            torch.testing.assert_close(way(*given), truth)
+
+
+def test_the_listing_is_refused_where_memory_would_not_do(modules):
+    ssd, too_large = modules("cuda_ssd"), modules("cuda_peers").too_large
+    needed = ssd.footprint("minimal", "forward+backward", G13)
+    assert 8e9 < needed < 10e9
+    assert too_large(needed, int(10e9)) == f"would take about {needed / 1e9:.0f} GB of 10 free"
+    assert too_large(needed, int(139e9)) is None
+
+
+def test_each_command_measures_its_own_parts(modules):
+    bench = modules("cuda_bench")
+    assert bench.arguments([]).what == list(bench.SCAN)
+    assert bench.arguments([], bench.SSD).what == ["ssd_check", "ssd", "ssd_op", "ssd_step"]
+    assert bench.arguments(["--methods", "ours,mamba_ssm ssd"], bench.SSD).methods == ["ours", "mamba_ssm ssd"]
+
+
 def test_inputs_are_rotated_until_they_exceed_the_cache(modules):
     copies_for = modules("cuda_timing").copies_for
     assert copies_for(400 << 20, 50 << 20) == 1
@@ -137,6 +188,10 @@ def test_targets_read_their_figures_from_rows(modules):
         row("decode", "256x2048x16", "step", "ours", median_us=20.0, share=0.85),
         row("decode", "256x2048x16", "step", "mamba_ssm step", median_us=19.0),
         row("cold", "R1", "full cache", "ours", first_s=0.5),
+        row("ssd", "G13", "forward", "ours", median_us=1000.0),
+        row("ssd", "G13", "forward", "mamba_ssm ssd", median_us=1200.0),
+        row("ssd", "G13", "forward", "mamba_ssm ssd", "float32", median_us=9000.0),
+        row("ssd", "G13", "forward, gated", "mamba_ssm ssd", median_us=9000.0),
     ]
     lines = modules("cuda_targets").report(rows).splitlines()
     text = {line[:4].strip() or f"after {lines[i - 1][:4].strip()}": line for i, line in enumerate(lines)}
@@ -150,7 +205,10 @@ def test_targets_read_their_figures_from_rows(modules):
     assert text["G10"].endswith("0.87x, reached")
     assert text["G11"].endswith("not yet measured")
     assert text["after G12"].endswith(">= 50x: 40x, NOT reached")
-    assert [name for name in text if name.startswith("G")] == [f"G{i}" for i in range(1, 13)]
+    assert text["G13"].endswith(">= 1x: 1.2x, reached")
+    assert text["after G13"].endswith(">= 1.3x: 1.2x, NOT reached")
+    assert lines[-1].endswith("forward+backward G13, mamba_ssm ssd / ours >= 1.3x: not yet measured")
+    assert [name for name in text if name.startswith("G")] == [f"G{i}" for i in range(1, 14)]
 
 
 def test_tables_show_rows_of_every_part_and_reasons(modules):
@@ -181,6 +239,20 @@ def test_a_rival_installed_since_is_measured_after_all(modules, monkeypatch):
     assert not peers.outdated({"method": "mamba_ssm", "median_us": 1.0})
     monkeypatch.setattr(peers, "missing", lambda name: "not installed: build it")
     assert not peers.outdated(absent)
+
+
+def test_an_absent_rival_names_its_remedy(modules, monkeypatch):
+    peers = modules("cuda_peers")
+
+    def fail(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(peers, "mamba_module", fail)
+    said = {name: peers.missing.__wrapped__(f"mamba_ssm{name}") for name in ("", " step", " ssd")}
+    assert said[""].startswith("not installed: build it")
+    assert said[" ssd"].startswith("not installed: put its sources on PYTHONPATH")
+    assert said[" ssd"].endswith("(ImportError: ops.triton.ssd_combined)")
+    assert said[" step"].endswith("(ImportError: ops.triton.selective_state_update)")
 
 
 def test_one_failing_cell_does_not_end_the_run(modules, tmp_path):
@@ -231,6 +303,7 @@ def mamba_ssm(tmp_path):
         "ops/selective_scan_interface.py": FAKE_SCAN,
         "ops/triton/__init__.py": "",
         "ops/triton/selective_state_update.py": FAKE_STEP,
+        "ops/triton/ssd_combined.py": FAKE_SSD,
         "modules/__init__.py": "",
         "modules/mamba_simple.py": FAKE_LAYER,
     }
@@ -256,6 +329,26 @@ def test_a_rehearsal_runs_every_kind_of_cell(mamba_ssm, tmp_path):
     rivals = {row["method"]: row["difference"] for row in rows if "difference" in row}
     assert set(rivals) == {"mamba_ssm", "associative", "eager_loop"}
     assert max(rivals.values()) < 1e-5
+
+
+@needs_triton
+def test_a_rehearsal_runs_the_parts_of_mamba2(mamba_ssm, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    command = [str(BENCHMARKS / "bench_ssd.py"), "--device", "cuda", "--rehearse", "--out", str(out)]
+    done = run(*command, "--cases", "ecg", "--dtypes", "fp32", path=[mamba_ssm], TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert not [row for row in rows if "failed" in row or "skipped" in row]
+    assert {row["what"] for row in rows} == {"ssd_check", "ssd", "ssd_op", "ssd_step", "ceilings"}
+    assert rows[-1]["command"].startswith("python benchmarks/kernels/bench_ssd.py --device cuda")
+    assert {row["mode"]: row["correct"] for row in rows if row["what"] == "ssd_check"} == dict.fromkeys(
+        ("plain", "reverse", "packed", "groups"), True
+    )
+    rivals = {(row["method"], row["mode"]): row["difference"] for row in rows if "difference" in row}
+    methods = {"mamba_ssm ssd", "minimal", "products"}
+    plain = {(method, "forward") for method in methods}
+    assert set(rivals) == plain | {("mamba_ssm ssd", "forward, gated"), ("mamba_ssm step", "step")}
+    assert max(rivals.values()) < 1e-6
 
 
 def test_the_build_of_the_rival_names_the_files_of_one_dtype(modules, tmp_path):

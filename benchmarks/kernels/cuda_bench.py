@@ -70,7 +70,7 @@ def arguments(given: list[str] | None = None, what: Sequence[str] = SCAN) -> arg
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="measure nothing, print the tables")
     parser.add_argument("--targets", action="store_true", help="measure nothing, print the targets and what is reached")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; give --out, too")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, once; give --out, too")
     args = parser.parse_args(given)
     for name, allowed in (("what", WHAT), ("cases", CASES), ("methods", ALL_METHODS), ("dtypes", DTYPES)):
         chosen = getattr(args, name).split(",")

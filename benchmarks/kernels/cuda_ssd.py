@@ -222,6 +222,7 @@ def measure_ssd_op(bench: Bench) -> None:
             def make(name: str, dtype=dtype, mode=mode) -> Call:
                 inputs = make_inputs(sizes, dtype, bench.device.device)
                 del inputs["z"]
+                tune_anew((sizes, dtype))
                 return make_call(SSD_METHODS[name].scan, in_order(inputs), mode)
 
             time_operations(bench, cells, make)
