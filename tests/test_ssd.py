@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import relative_error, run_with_gradients
 
-from ssmseq_kernels import ops, selective_scan, ssd, ssd_scan, ssd_state_update
+from ssmseq_kernels import ops, selective_scan, ssd, ssd_scan
 from ssmseq_kernels.reference import ssd_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative L2 error; the table of kernels/README.md
@@ -167,20 +167,6 @@ def test_pieces_that_hand_on_the_state_equal_the_whole():
     assert relative_error(final, state.double()) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("without", [(), ("D", "z", "dt_bias")])
-def test_single_steps_equal_the_scan(without, dtype):
-    inputs = make_inputs(2, 9, 6, 4, 2, 5, dtype=dtype, without=without)
-    exact = {k: v.double() for k, v in inputs.items()}
-    truth, final = ssd_scan_reference(**exact, dt_limit=(0.05, 0.5))
-    state = inputs.pop("initial_state").clone()
-    for t in range(9):
-        now = {k: v[:, t] if k in ALONG_TIME else v for k, v in inputs.items()}
-        y = ssd_state_update(state, **now, dt_limit=(0.05, 0.5))
-        assert relative_error(y, truth[:, t]) < 1e-6
-    assert relative_error(state, final) < 1e-6
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_float32(dtype):
     inputs = make_inputs(2, 70, 3, 4, 1, 5)
@@ -281,8 +267,3 @@ def test_wrong_arguments_are_refused():
         ssd_scan(**inputs | {"C": inputs["C"].to("meta")})
     with pytest.raises(ValueError, match="B, L, H, P"):
         ssd_scan(**inputs | {"x": inputs["x"][0]})
-    row = {k: v[:, 0] if k in ALONG_TIME else v for k, v in inputs.items() if k != "initial_state"}
-    with pytest.raises(RuntimeError, match="no_grad"):
-        ssd_state_update(inputs["initial_state"], **row | {"x": row["x"].requires_grad_()})
-    with pytest.raises(TypeError, match="in place"):
-        ssd_state_update(inputs["initial_state"].half(), **row | {"x": row["x"].detach()})

@@ -246,6 +246,27 @@ def check_nothing_to_scan(by_tiles, n_batch, length, n_state):
     assert torch.allclose(y, skipped)
 
 
+@pytest.mark.parametrize(("heads", "dim", "groups", "n_state"), [(3, 20, 1, 64), (4, 3, 2, 5), (17, 1, 1, 3)])
+@pytest.mark.parametrize("options", [{}, {"dt_softplus": False}, {"dt_limit": (0.1, 0.3)}], ids=str)
+def check_one_step(heads, dim, groups, n_state, options):
+    from ssmseq_kernels.triton_update import update_heads
+
+    without = ("D", "z", "dt_bias") if "dt_softplus" in options else ()
+    inputs = make_inputs(2, 1, heads, dim, groups, n_state, without=without)
+    inputs["D"] = inputs["D"][:, 0] if "D" in inputs and not options else inputs.get("D")
+    exact = {k: v if v is None else v.double() for k, v in inputs.items()}
+    truth, final = ssd_scan_reference(**exact, **options)
+    state = inputs["initial_state"]
+    softplus = options.get("dt_softplus", True)
+    now = [None if inputs.get(k) is None else inputs[k][:, 0] for k in ("x", "dt", "B", "C", "z")]
+    tensors = (now[0], now[1], inputs["A"], now[2], now[3], inputs["D"], now[4], inputs.get("dt_bias"))
+    y = update_heads(state, *tensors, softplus, ssd.limits(options.get("dt_limit", ssd.NO_LIMIT), softplus))
+    assert relative_error(y, truth[:, 0]) < TOLERANCE
+    assert relative_error(state, final) < TOLERANCE
+    assert update_heads(state.mT, *tensors, softplus, None) is None  # left to torch's operators
+    assert update_heads(state.double(), *tensors, softplus, None) is None
+
+
 def check_views_are_read_where_they_lie():
     inputs = make_inputs(2, 40, 3, 4, 1, 5, without=())
     laid = {k: v.permute(*range(v.dim())[::-1]).contiguous().permute(*range(v.dim())[::-1]) for k, v in inputs.items()}

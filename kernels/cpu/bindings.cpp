@@ -2,11 +2,13 @@
 // whose checks would take longer in Python than the step itself.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -176,6 +178,10 @@ template <class T> void scan_backward(void (*run)(const Scan<T>*, int, int), nb:
 struct Step {
   nb::handle state, u, delta, A, B, C, D, z, bias, y;
 };
+struct Sizes {  // how a step size is made of delta and bias
+  bool softplus = true, limited = false;
+  double smallest = 0, largest = 0;
+};
 bool is(const ssmseq::View& v, std::initializer_list<int64_t> shape, int bits) {
   if (v.axes != static_cast<int>(shape.size()) || (v.bits != bits && (bits != 32 || v.bits != 16))) return false;
   int i = 0;
@@ -184,41 +190,68 @@ bool is(const ssmseq::View& v, std::initializer_list<int64_t> shape, int bits) {
   return true;
 }
 
-// Whether the shapes, dtypes and strides are those that the kernel takes; if not, nothing is done.
+// Axes i and i + 1 as one; where they do not lie so, a view that fits nothing.
+ssmseq::View merged(ssmseq::View v, int i) {
+  if (v.axes <= i + 1) return v;
+  if (v.shape[i] != 1 && v.shape[i + 1] != 1 && v.stride[i] != v.stride[i + 1] * v.shape[i + 1]) v.axes = 0;
+  if (v.shape[i + 1] != 1) v.stride[i] = v.stride[i + 1];
+  v.shape[i] *= v.shape[i + 1];
+  for (int k = i + 1; k < 3; ++k) {
+    v.shape[k] = v.shape[k + 1];
+    v.stride[k] = v.stride[k + 1];
+  }
+  --v.axes;
+  return v;
+}
+
+// Whether the shapes, dtypes and strides are those that the kernel takes; if not, nothing is done. With A (H,), a step of
+// Mamba-2: state (B, H, P, N), u and z (B, H, P), delta (B, H), D (H,) or (H, P), bias (H,).
 template <class T>
-bool scan_update(void (*run)(const Update<T>&, int), const Step& t, const ssmseq::View& A, bool softplus, int threads) {
+bool scan_update(void (*run)(const Update<T>&, int), const Step& t, const ssmseq::View& A, const Sizes& sizes, int threads) {
   constexpr int bits = 8 * sizeof(T);
   Update<T> w;
-  const ssmseq::View state = read(t.state), u = read(t.u), delta = read(t.delta), B = read(t.B), C = read(t.C);
-  const ssmseq::View D = read(t.D), z = read(t.z), bias = read(t.bias), y = read(t.y);
-  if (u.axes != 2 || A.axes != 2) return false;
+  ssmseq::View state = read(t.state), u = read(t.u), D = read(t.D), z = read(t.z), y = read(t.y);
+  const ssmseq::View delta = read(t.delta), B = read(t.B), C = read(t.C), bias = read(t.bias);
+  w.one_rate = A.axes == 1;
+  if (w.one_rate) {
+    if (u.axes != 3 || state.axes != 4) return false;
+    w.head = u.shape[2];
+    w.skip_head = D.axes == 2 ? 1 : w.head;
+    for (ssmseq::View* v : {&state, &u, &z, &y}) *v = merged(*v, 1);
+    if (D.axes == 2) D = merged(D, 0);
+  }
+  if (u.axes != 2 || A.axes < 1 || A.axes > 2 || !w.head) return false;
   w.B = u.shape[0];
   w.D = u.shape[1];
-  w.N = A.shape[1];
+  w.N = w.one_rate ? state.shape[2] : A.shape[1];
   w.G = B.axes == 3 ? B.shape[1] : 1;
-  bool fits = w.N > 0 && w.G > 0 && w.D % w.G == 0 && state.bits == bits && state.stride[2] == 1 && A.stride[1] == 1 &&
-              A.bits == bits && A.shape[0] == w.D && y.bits == u.bits && y.bfloat == u.bfloat &&
-              is(state, {w.B, w.D, w.N}, bits);
-  for (const ssmseq::View* v : {&u, &delta, &z, &y}) fits &= (v == &z && t.z.is_none()) || is(*v, {w.B, w.D}, bits);
+  bool fits = w.N > 0 && w.G > 0 && w.D % w.G == 0 && state.bits == bits && state.stride[2] == 1 && A.bits == bits &&
+              (w.one_rate || A.stride[1] == 1) && A.shape[0] * w.head == w.D && y.bits == u.bits &&
+              y.bfloat == u.bfloat && is(state, {w.B, w.D, w.N}, bits) && is(delta, {w.B, w.D / w.head}, bits);
+  for (const ssmseq::View* v : {&u, &z, &y}) fits &= (v == &z && t.z.is_none()) || is(*v, {w.B, w.D}, bits);
   for (const ssmseq::View* v : {&B, &C}) fits &= w.G == 1 && v->axes == 2 ? is(*v, {w.B, w.N}, bits) : is(*v, {w.B, w.G, w.N}, bits);
-  for (const ssmseq::View* v : {&D, &bias})
-    fits &= !v->axes || (is(*v, {w.D}, bits) && v->bits == bits && v->stride[0] == 1);
+  fits &= t.D.is_none() || (is(D, {w.D / w.skip_head}, bits) && D.bits == bits);
+  fits &= t.bias.is_none() || (is(bias, {w.D / w.head}, bits) && bias.bits == bits);
   if (!fits) return false;
   if (!u.p) return true;  // no batch element or no channel
   auto mixers = [](const ssmseq::View& v) {
     const int last = v.axes - 1;
     return Mixers{v.p, v.kind(), v.stride[0], 0, v.axes == 3 ? v.stride[1] : 0, v.stride[last], false};
   };
+  auto weights = [](const ssmseq::View& v, int64_t along) { return Rows{v.p, Kind::native, 0, along, v.stride[0]}; };
   w.state = as_states(state);
   w.u = as_steps(u);
   w.delta = as_steps(delta);
-  w.A = {A.p, Kind::native, 0, 1, A.stride[0]};
+  w.A = weights(A, 1);
   w.Bm = mixers(B);
   w.Cm = mixers(C);
-  w.skip = reinterpret_cast<const T*>(D.p);
+  w.skip = weights(D, 0);
   w.z = as_steps(z);
-  w.bias = reinterpret_cast<const T*>(bias.p);
-  w.softplus = softplus;
+  w.bias = weights(bias, 0);
+  w.softplus = sizes.softplus;
+  w.limited = sizes.limited;
+  w.smallest = static_cast<T>(sizes.smallest);
+  w.largest = static_cast<T>(sizes.largest);
   w.y = as_steps(y);
   nb::gil_scoped_release release;
   run(w, threads);
@@ -281,17 +314,22 @@ NB_MODULE(_cpu, m) {
   });
   m.def("update",
         [](nb::handle state, nb::handle u, nb::handle delta, nb::handle A, nb::handle B, nb::handle C, nb::handle D,
-           nb::handle z, nb::handle bias, bool softplus, nb::handle y, int threads) {
+           nb::handle z, nb::handle bias, bool softplus, nb::handle limit, nb::handle y, int threads) {
           const Step step{state, u, delta, A, B, C, D, z, bias, y};
+          Sizes sizes{softplus};
+          if (!limit.is_none()) {
+            sizes.limited = true;
+            std::tie(sizes.smallest, sizes.largest) = nb::cast<std::tuple<double, double>>(limit);
+          }
           for (nb::handle x : {state, u, delta, A, B, C, D, z, bias})
             if (!x.is_none() && !ssmseq::Reader::get().plain(x)) return false;
           const ssmseq::View rates = read(A);
-          if (rates.bits == 64) return scan_update<double>(active.scan->update_f64, step, rates, softplus, threads);
-          return scan_update<float>(active.scan->update_f32, step, rates, softplus, threads);
+          if (rates.bits == 64) return scan_update<double>(active.scan->update_f64, step, rates, sizes, threads);
+          return scan_update<float>(active.scan->update_f32, step, rates, sizes, threads);
         },
         nb::arg("state"), nb::arg("u"), nb::arg("delta"), nb::arg("A"), nb::arg("B"), nb::arg("C"),
-        nb::arg("D").none(), nb::arg("z").none(), nb::arg("bias").none(), nb::arg("softplus"), nb::arg("y"),
-        nb::arg("threads"));
+        nb::arg("D").none(), nb::arg("z").none(), nb::arg("bias").none(), nb::arg("softplus"), nb::arg("limit").none(),
+        nb::arg("y"), nb::arg("threads"));
   m.def("convolve", [](const std::string& what, nb::tuple call, int threads) {
     const auto& k = *active.conv;
     const bool wide = is_double(field(call, 1));

@@ -59,10 +59,13 @@ template <class T> struct Scan {
 
 template <class T> struct Update {  // one step of the scan, in place
   int64_t B = 0, D = 0, N = 0, G = 1;
-  bool softplus = true;
+  int64_t head = 1, skip_head = 1;  // neighbouring channels that share delta, bias and A; and those that share D
+  bool softplus = true, limited = false;
+  bool one_rate = false;  // whether all states of a channel decay at one rate, and A is (D / head,)
+  T smallest = 0, largest = 0;  // limits of the step size
   Rows state, u, delta, z, A, y;  // time strides of u, delta, z and y are not used; states have unit stride
   Mixers Bm, Cm;                  // nor those of B and C
-  const T *skip = nullptr, *bias = nullptr;
+  Rows skip, bias;
 };
 
 struct ScanKernels {  // several scans at once share one team of threads

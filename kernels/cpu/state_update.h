@@ -15,24 +15,38 @@ template <class T> const T* mixer_row(const Mixers& m, int64_t b, int64_t g, int
   return scratch;
 }
 
+// A number for each of some channels, `head` neighbours of which share one.
+template <class T> Vec<T> of_channels(const Rows& r, int64_t b, int64_t c0, int lanes, int64_t head) {
+  Vec<T> v{};
+  if (head == 1) {
+    load_tile<T>(r, b, 0, 1, c0, lanes, &v);
+  } else if (c0 / head == (c0 + lanes - 1) / head) {
+    v = splat(get<T>(r.kind, r.at<T>(b, 0, c0 / head)));
+  } else {
+    for (int i = 0; i < lanes; ++i) v[i] = get<T>(r.kind, r.at<T>(b, 0, (c0 + i) / head));
+  }
+  return v;
+}
+
 // The step of a few channels, `Count` registers of states for each: known to the compiler where the states fill whole
-// registers, else 0.
-template <class T, int Count> SSMSEQ_INLINE void update_states(const Update<T>& w, int64_t b, int64_t c0, int lanes,
+// registers, else 0. With one rate, `step` holds the decays themselves.
+template <class T, int Count, bool OneRate> SSMSEQ_INLINE void update_states(const Update<T>& w, int64_t b, int64_t c0, int lanes,
                                                                const T* step, const T* step_u, const T* B, const T* C,
                                                                Vec<T>* products) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
   char* h0 = w.state.template at<T>(b, 0, c0);
-  const char* A0 = w.A.template at<T>(0, 0, c0);
+  const char* A0 = OneRate ? nullptr : w.A.template at<T>(0, 0, c0);
   for (int i = 0; i < lanes; ++i) {
     T* h = reinterpret_cast<T*>(h0) + i * w.state.channel;
-    const T* A = reinterpret_cast<const T*>(A0) + i * w.A.channel;
+    const T* A = OneRate ? nullptr : reinterpret_cast<const T*>(A0) + i * w.A.channel;
     const V dt = splat(step[i]), dtu = splat(step_u[i]);
     V sum{};
     for (int64_t n = 0; n < (Count ? Count * W : w.N); n += W) {
       const int count = Count ? W : static_cast<int>(min64(W, w.N - n));
       auto row = [&](const T* p) { return Count ? load(p + n) : load(p + n, count); };
-      const V next = fma(exp2_product(dt, row(A)), row(h), dtu * row(B));
+      const V decay = OneRate ? dt : exp2_product(dt, row(A));
+      const V next = fma(decay, row(h), dtu * row(B));
       if (Count) store(h + n, next);
       else store(h + n, next, count);
       sum = fma(next, row(C), sum);
@@ -44,20 +58,28 @@ template <class T, int Count> SSMSEQ_INLINE void update_states(const Update<T>& 
 template <class T> void update_block(const Update<T>& w, int64_t b, int64_t g, int64_t c0, int lanes, T* scratch) {
   using V = Vec<T>;
   constexpr int W = Lane<T>::W;
-  V u, dt, z, slope, products[W]{};
+  V u, z, slope, products[W]{};
   load_tile<T>(w.u, b, 0, 1, c0, lanes, &u);
-  load_tile<T>(w.delta, b, 0, 1, c0, lanes, &dt);
-  if (w.bias) dt += load(w.bias + c0, lanes);
+  V dt = of_channels<T>(w.delta, b, c0, lanes, w.head);
+  if (w.bias.p) dt += of_channels<T>(w.bias, 0, c0, lanes, w.head);
   if (w.softplus) dt = softplus<T>(dt, &slope);
+  for (int i = 0; w.limited && i < W; ++i) {  // what is no number stays none
+    if (dt[i] < w.smallest) dt[i] = w.smallest;
+    if (dt[i] > w.largest) dt[i] = w.largest;
+  }
   const T *B = mixer_row(w.Bm, b, g, w.N, scratch), *C = mixer_row(w.Cm, b, g, w.N, scratch + w.N);
   T step[W], step_u[W];
-  store(step, dt * splat(kLog2e<T>));
+  const V scaled = dt * splat(kLog2e<T>);
+  store(step, w.one_rate ? exp2_product(scaled, of_channels<T>(w.A, 0, c0, lanes, w.head)) : scaled);
   store(step_u, dt * u);
-  if (w.N == W && lanes == W) update_states<T, 1>(w, b, c0, W, step, step_u, B, C, products);
-  else if (w.N == 2 * W) update_states<T, 2>(w, b, c0, lanes, step, step_u, B, C, products);
-  else update_states<T, 0>(w, b, c0, lanes, step, step_u, B, C, products);
+  if (w.one_rate && w.N == 8 * W) update_states<T, 8, true>(w, b, c0, lanes, step, step_u, B, C, products);
+  else if (w.one_rate && w.N == 4 * W) update_states<T, 4, true>(w, b, c0, lanes, step, step_u, B, C, products);
+  else if (w.one_rate) update_states<T, 0, true>(w, b, c0, lanes, step, step_u, B, C, products);
+  else if (w.N == W && lanes == W) update_states<T, 1, false>(w, b, c0, W, step, step_u, B, C, products);
+  else if (w.N == 2 * W) update_states<T, 2, false>(w, b, c0, lanes, step, step_u, B, C, products);
+  else update_states<T, 0, false>(w, b, c0, lanes, step, step_u, B, C, products);
   V y = lane_sums<T>(products);
-  if (w.skip) y = fma(load(w.skip + c0, lanes), u, y);
+  if (w.skip.p) y = fma(of_channels<T>(w.skip, 0, c0, lanes, w.skip_head), u, y);
   if (w.z.p) {
     load_tile<T>(w.z, b, 0, 1, c0, lanes, &z);
     y *= z * sigmoid<T>(z);

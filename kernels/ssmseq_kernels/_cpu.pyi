@@ -22,6 +22,7 @@ def update(
     z: Tensor | None,
     bias: Tensor | None,
     softplus: bool,
+    limit: tuple[float, float] | None,
     y: Tensor,
     threads: int,
 ) -> bool: ...

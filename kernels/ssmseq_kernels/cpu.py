@@ -76,11 +76,16 @@ def backward_pair(*args):
     return (*first, *second)
 
 
-def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, limit=None):
     """Advance state (B, D, N) by one step in place; return y (B, D), or None if the tensors are not as they must be."""
-    y = torch.empty_like(u)
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
     threads = torch.get_num_threads()
-    return y if _cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, y, threads) else None
+    return y if _cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, limit, y, threads) else None
+
+
+def update_heads(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit):
+    """Advance state (B, H, P, N) by one step of Mamba-2, whose A is (H,); return y (B, H, P), or None likewise."""
+    return update(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit)
 
 
 def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):

@@ -22,7 +22,7 @@ from ssmseq_kernels.reference import selective_scan_reference
 from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
 from ssmseq_kernels.triton_common import CHUNK, Constants, constants
 from ssmseq_kernels.triton_conv import conv_backward, conv_forward, conv_update
-from ssmseq_kernels.triton_update import update_checked
+from ssmseq_kernels.triton_update import update_checked, update_heads
 
 __all__ = [
     "CHUNK",
@@ -34,6 +34,7 @@ __all__ = [
     "forward",
     "forward_pair",
     "update_checked",
+    "update_heads",
 ]
 WIDEST_STEP = 1 << 24  # elements between two steps; kernels multiply them by the steps of a chunk in 32 bits
 WORTH_WIDENING = 1 << 24  # elements of u times states

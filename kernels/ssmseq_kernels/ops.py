@@ -105,7 +105,7 @@ def _version_of(distribution: str) -> str | None:
         return None
 
 
-def _kernels(device_type: str) -> Any:
+def kernels(device_type: str) -> Any:
     """The module of kernels of a type of device; that for GPUs is imported with its first tensor."""
     if device_type not in KERNELS and device_type == "cuda":
         from ssmseq_kernels import cuda
@@ -116,7 +116,7 @@ def _kernels(device_type: str) -> Any:
 
 def _on_gpu(function: str) -> Callable:
     def run(*args):
-        return getattr(_kernels("cuda"), function)(*args)
+        return getattr(kernels("cuda"), function)(*args)
 
     return run
 
@@ -194,7 +194,7 @@ def conversions(tensors: tuple[torch.Tensor | None, ...], dtype: torch.dtype, ro
 
 def _fake_scan(u, A, return_state, keep):
     state = A.new_empty((u.shape[0], u.shape[2], A.shape[1]) if return_state else (0,))
-    module = _kernels(u.device.type) if has_kernel(u.device) else cpu  # tensors without a device: any length of chunk
+    module = kernels(u.device.type) if has_kernel(u.device) else cpu  # tensors without a device: any length of chunk
     return torch.empty_like(u), state, A.new_empty(kept_shape(u, A, keep, module.CHUNK) if module else (0,))
 
 
@@ -245,7 +245,7 @@ def _wanted(grads, tensors, needed):
 
 def _direct(name: str, args: tuple):
     """Run the kernel of an operator, whose first argument is a tensor, without the dispatcher."""
-    return getattr(_kernels(args[0].device.type), FUNCTIONS[name])(*args)
+    return getattr(kernels(args[0].device.type), FUNCTIONS[name])(*args)
 
 
 def _run_backward(name: str, *args):

@@ -100,14 +100,14 @@ def ssd_scan(
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
     check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
-    _check_limit(dt_limit)
+    limit = limits(dt_limit, dt_softplus)
     dtype = ops.arithmetic_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
     if has_tiles(x.device) and dtype != torch.float64 and x.numel() and B.shape[3]:
         inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-        y, state = _by_tiles(inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state)
+        y, state = _by_tiles(inputs, seq_idx, dt_softplus, limit, reverse, return_final_state)
         return (y, state) if return_final_state else y
     dt, bias = dt.to(dtype), None if dt_bias is None else dt_bias.to(dtype)
-    dt = _step_sizes(dt, bias, dt_softplus, dt_limit)
+    dt = _step_sizes(dt, bias, dt_softplus, limit)
     if has_scan(x.device):
         y, state = _by_channel(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse)
         return (y, state) if return_final_state else y
@@ -164,22 +164,42 @@ def ssd_state_update(
     ----------
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (state, x, dt, A, B, C, D, z)):
+    tensors: list[Any] = [state, x, dt, A, B, C, D, z, dt_bias]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError("ssd_state_update works in place and has no derivative: call it under torch.no_grad()")
+    limit = limits(dt_limit, dt_softplus)
+    if ops.cpu is not None and ops.untraced() and x.device.type == "cpu":
+        y = ops.cpu.update_heads(*tensors, dt_softplus, limit)
+        if y is not None:  # else some tensor has to be converted, or does not fit
+            return y
+    tensors = ops.fitted(_check_step, *tensors)
+    if ops.has_kernel(x.device) and ops.eager(*tensors):
+        y = ops.kernels(x.device.type).update_heads(*tensors, dt_softplus, limit)
+        if y is not None:
+            return y.to(x.dtype)
+    wide = [t if t is None else t.to(state.dtype) for t in tensors[1:]]
+    return _step_by_operators(state, *wide, softplus=dt_softplus, limit=limit).to(x.dtype)
+
+
+def _check_step(state, x, dt, A, B, C, D, z, dt_bias) -> ops.Conversions:
+    """Check the tensors of a step; return what has to be converted."""
     rows: Any = [t if t is None else t.unsqueeze(1) for t in (x, dt, B, C, z)]
     check_shapes(rows[0], rows[1], A, rows[2], rows[3], D, rows[4], dt_bias, state, None)
-    _check_limit(dt_limit)
-    dtype = ops.arithmetic_dtype(state, x, dt, A, B, C)
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias)
+    dtype = ops.arithmetic_dtype(*tensors)
     if state.dtype != dtype:
         raise TypeError(f"state must be of the dtype of the arithmetic, {dtype}, to be changed in place: {state.dtype}")
-    wide: Any = [t if t is None else t.to(dtype) for t in (x, dt, A, B, C, D, z, dt_bias)]
-    u, dt, A, B, C, D, z, dt_bias = wide
-    dt = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
+    return ops.conversions(tensors, dtype, rows=(1, 2, 4, 5, 7))
+
+
+def _step_by_operators(state, x, dt, A, B, C, D, z, dt_bias, *, softplus, limit) -> Tensor:
+    """Take a step by torch's operators, on any device."""
+    dt = _step_sizes(dt, dt_bias, softplus, limit)
     heads = x.shape[1] // max(B.shape[1], 1)
     B, C = (t.repeat_interleave(heads, 1) if heads > 1 else t for t in (B, C))
-    state.mul_(torch.exp(dt * A)[..., None, None]).addcmul_((dt[..., None] * u)[..., None], B[:, :, None])
+    state.mul_(torch.exp(dt * A)[..., None, None]).addcmul_((dt[..., None] * x)[..., None], B[:, :, None])
     y = (state @ C[..., None])[..., 0]
-    return skip_and_gate(y, u, D, z).to(x.dtype)
+    return skip_and_gate(y, x, D, z)
 
 
 def has_scan(device: torch.device) -> bool:
@@ -197,7 +217,6 @@ def _by_tiles(inputs, seq_idx, softplus, limit, reverse, final) -> tuple[Tensor,
     from ssmseq_kernels.triton_ssd import Inputs, Options, ssd_chunked
 
     numbers = None if seq_idx is None else _numbers(seq_idx, 0)
-    limit = None if softplus and tuple(limit) == NO_LIMIT else (float(limit[0]), float(limit[1]))
     return ssd_chunked(Inputs(*inputs), numbers, Options(softplus, limit, reverse, final))
 
 
@@ -213,10 +232,10 @@ def _by_channel(x, dt, A, B, C, D, z, state, seq_idx, reverse) -> tuple[Tensor, 
     return y.view(x.shape), last.unflatten(1, (-1, dim))
 
 
-def _step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:
+def _step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float] | None) -> Tensor:
     dt = dt if bias is None else dt + bias
     dt = F.softplus(dt, threshold=SOFTPLUS_THRESHOLD) if softplus else dt
-    return dt if softplus and tuple(limit) == NO_LIMIT else dt.clamp(*limit)
+    return dt if limit is None else dt.clamp(*limit)
 
 
 def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
@@ -408,6 +427,8 @@ def check_shapes(x, dt, A, B, C, D, z, dt_bias, state, seq_idx) -> None:
         raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
 
 
-def _check_limit(limit: tuple[float, float]) -> None:
+def limits(limit: tuple[float, float], softplus: bool) -> tuple[float, float] | None:
+    """Return the smallest and largest step size, None if there is nothing to limit; ValueError if out of order."""
     if len(limit) != 2 or not 0 <= limit[0] <= limit[1]:
         raise ValueError(f"dt_limit must be a smallest and a largest step size, not negative and in order, got {limit}")
+    return None if softplus and tuple(limit) == NO_LIMIT else (float(limit[0]), float(limit[1]))
