@@ -22,7 +22,7 @@ def step(request, isa, monkeypatch):
     if request.param == "kernel":
         monkeypatch.setattr(ssd, "_step_by_operators", refuse)
     else:
-        monkeypatch.setattr(ops.cpu, "update_heads", lambda *args: None)
+        monkeypatch.setattr(ops.cpu, "update_heads", lambda *args, **named: None)
         monkeypatch.setattr(ops, "has_kernel", lambda device: False)
     return ssd_state_update
 

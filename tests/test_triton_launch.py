@@ -112,6 +112,8 @@ def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
     matrices = import_module("ssmseq_kernels.triton_ssd")
     options = matrices.Options(softplus=True, limit=(0.1, 1.0), final=True)
     matrices.ssd_chunked(matrices.Inputs(*tensors, None, None), None, options)[0].sum().backward()
+    row = (tensors[0][:, 0], dt[:, 0], tensors[2], B[:, 0], B[:, 0], tensors[5], None, None)
+    ops.KERNELS["cpu"].update_heads(torch.zeros(1, 2, 16, 16), *row, softplus=True, limit=(0.1, 1.0))
     names = []
     for kernel, ours, theirs in repeated(common, driver, monkeypatch):
         assert ours[:6] == theirs[:6]  # grid, stream, function, packed metadata

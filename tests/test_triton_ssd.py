@@ -260,11 +260,12 @@ def check_one_step(heads, dim, groups, n_state, options):
     softplus = options.get("dt_softplus", True)
     now = [None if inputs.get(k) is None else inputs[k][:, 0] for k in ("x", "dt", "B", "C", "z")]
     tensors = (now[0], now[1], inputs["A"], now[2], now[3], inputs["D"], now[4], inputs.get("dt_bias"))
-    y = update_heads(state, *tensors, softplus, ssd.limits(options.get("dt_limit", ssd.NO_LIMIT), softplus))
+    limit = ssd.limits(options.get("dt_limit", ssd.NO_LIMIT), softplus)
+    y = update_heads(state, *tensors, softplus=softplus, limit=limit)
     assert relative_error(y, truth[:, 0]) < TOLERANCE
     assert relative_error(state, final) < TOLERANCE
-    assert update_heads(state.mT, *tensors, softplus, None) is None  # left to torch's operators
-    assert update_heads(state.double(), *tensors, softplus, None) is None
+    assert update_heads(state.mT, *tensors, softplus=softplus, limit=None) is None  # left to torch's operators
+    assert update_heads(state.double(), *tensors, softplus=softplus, limit=None) is None
 
 
 def check_views_are_read_where_they_lie():

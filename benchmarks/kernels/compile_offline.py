@@ -145,7 +145,7 @@ def run_conv(shape, dtype=torch.float32, packed=False) -> None:
 
 
 def run_ssd(shape, dtype=torch.float32, packed=False, gated=False) -> None:
-    """Call the launchers of Mamba-2's scan, forward and backward."""
+    """Call the launchers of Mamba-2's scan, forward and backward, and of its step."""
     n_batch, length, heads, dim, groups, n_state = shape
 
     def meta(*sizes, kind=torch.float32):
@@ -159,6 +159,10 @@ def run_ssd(shape, dtype=torch.float32, packed=False, gated=False) -> None:
     inputs = triton_ssd.Inputs(x, dt, A, B, C, D, z, bias, state)
     results: Any = triton_ssd.ssd_chunked(inputs, numbers, triton_ssd.Options(softplus=True, final=True))
     torch.autograd.grad(results, x, [torch.empty_like(t) for t in results])
+    if not packed:
+        now = [t if t is None else t[:, 0] for t in (x, dt, B, C, z)]
+        row = (now[0], now[1], A, now[2], now[3], D, now[4], bias)
+        cuda.update_heads(state, *row, softplus=True, limit=None)
 
 
 def launches(name: str, arch: str) -> list[tuple]:

@@ -28,10 +28,14 @@ from ssmseq_kernels import (
     ops,
     selective_scan,
     selective_state_update,
+    ssd,
+    ssd_scan,
+    ssd_state_update,
 )
 from ssmseq_kernels.triton_common import Kernel
 
 SHAPE = (32, 11, 512, 32)  # batch, length, channels, states: S-Mamba on ETTh1
+HEADS = 8  # of Mamba-2's scan
 
 
 class NoLaunch(NoDevice):
@@ -75,6 +79,17 @@ def calls() -> dict[str, Any]:
     now: Any = [x if x is None or x.dim() < 3 else x[:, 0] for x in tensors[:8]]
     given: Any = tensors[:8]
     to_differentiate: Any = (u.clone().requires_grad_(), *given[1:])
+    x, dt, rates, own_D, own_bias = (
+        u.unflatten(2, (HEADS, -1)),
+        delta[..., :HEADS],
+        A[:HEADS, 0],
+        D[:HEADS],
+        bias[:HEADS],
+    )
+    heads: Any = (x, dt, rates, B, C, own_D, None, own_bias)
+    step: Any = [x if x is None or x.dim() < 3 else x[:, 0] for x in heads]
+    states, leaf = state.unflatten(1, (HEADS, -1)), x.clone().requires_grad_()
+    differentiated = torch.empty_like(x)
     return {
         "forward": lambda: cuda.forward(*tensors, True, False, False, True),
         "forward of a pair": lambda: cuda.forward_pair(*tensors, *tensors, True, False, True),
@@ -85,6 +100,9 @@ def calls() -> dict[str, Any]:
         "bidirectional_selective_scan": lambda: bidirectional_selective_scan(tensors, tensors),
         "causal_conv1d": lambda: causal_conv1d(u, weight, D, activation="silu"),
         "selective_state_update": lambda: selective_state_update(state, *now),
+        "ssd_scan": lambda: ssd_scan(*heads),
+        "the same and its gradients": lambda: torch.autograd.grad(ssd_scan(leaf, *heads[1:]), leaf, differentiated),
+        "ssd_state_update": lambda: ssd_state_update(states, *step),
         "torch.add": lambda: torch.add(D, D),
         "an operator in Python": lambda: allocate(*given),
     }
@@ -96,7 +114,8 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     driver.set_active(NoLaunch())  # type: ignore[arg-type]
-    ops.KERNELS["cpu"] = cuda
+    ops.KERNELS["cpu"], ops.cpu = cuda, None
+    ssd.has_scan, ssd.has_tiles = (lambda device: False), (lambda device: True)
     named, launch = calls(), Kernel.launch
     times = {name: ([], []) for name in named}
     for i in range(2 * repeats):

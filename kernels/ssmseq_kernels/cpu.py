@@ -83,7 +83,7 @@ def update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, limit=Non
     return y if _cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, limit, y, threads) else None
 
 
-def update_heads(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit):
+def update_heads(state, x, dt, A, B, C, D, z, dt_bias, *, softplus, limit):
     """Advance state (B, H, P, N) by one step of Mamba-2, whose A is (H,); return y (B, H, P), or None likewise."""
     return update(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit)
 

@@ -99,13 +99,14 @@ def ssd_scan(
     ----------
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    ops.fitted(_check_scan, *inputs, seq_idx)
     limit = limits(dt_limit, dt_softplus)
-    dtype = ops.arithmetic_dtype(x, dt, A, B, C, D, z, dt_bias, initial_state)
-    if has_tiles(x.device) and dtype != torch.float64 and x.numel() and B.shape[3]:
-        inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    in_single = not any(t is not None and t.dtype == torch.float64 for t in inputs)
+    if has_tiles(x.device) and in_single and x.numel() and B.shape[3]:
         y, state = _by_tiles(inputs, seq_idx, dt_softplus, limit, reverse, return_final_state)
         return (y, state) if return_final_state else y
+    dtype = ops.arithmetic_dtype(*inputs)
     dt, bias = dt.to(dtype), None if dt_bias is None else dt_bias.to(dtype)
     dt = _step_sizes(dt, bias, dt_softplus, limit)
     if has_scan(x.device):
@@ -169,12 +170,12 @@ def ssd_state_update(
         raise RuntimeError("ssd_state_update works in place and has no derivative: call it under torch.no_grad()")
     limit = limits(dt_limit, dt_softplus)
     if ops.cpu is not None and ops.untraced() and x.device.type == "cpu":
-        y = ops.cpu.update_heads(*tensors, dt_softplus, limit)
+        y = ops.cpu.update_heads(*tensors, softplus=dt_softplus, limit=limit)
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
     tensors = ops.fitted(_check_step, *tensors)
     if ops.has_kernel(x.device) and ops.eager(*tensors):
-        y = ops.kernels(x.device.type).update_heads(*tensors, dt_softplus, limit)
+        y = ops.kernels(x.device.type).update_heads(*tensors, softplus=dt_softplus, limit=limit)
         if y is not None:
             return y.to(x.dtype)
     wide = [t if t is None else t.to(state.dtype) for t in tensors[1:]]
@@ -395,6 +396,13 @@ def _weights(part, reverse: bool) -> tuple[Tensor, Tensor]:
         outside = (outside | (numbers[..., None] != numbers[:, None]))[:, None]
     decayed = decayed.masked_fill_(outside, -math.inf).exp2_()
     return (decayed.unflatten(1, (scores.shape[1], -1)) * scores[:, :, None]).flatten(1, 2), decayed
+
+
+def _check_scan(*tensors) -> ops.Conversions:
+    """Check the tensors of a scan, which are converted later if at all."""
+    check_shapes(*tensors)
+    ops.arithmetic_dtype(*tensors[:-1])
+    return ()
 
 
 def check_shapes(x, dt, A, B, C, D, z, dt_bias, state, seq_idx) -> None:

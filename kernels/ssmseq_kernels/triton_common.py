@@ -77,9 +77,14 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def power_of_2(n: int) -> int:
+    """The next power of two, likewise."""
+    return 1 << (n - 1).bit_length()
+
+
 def tile_of(n_state: int, tiles: dict[int, tuple[int, int, int]]) -> Tile:
     """Look up the tile for a number of states."""
-    states = 1 << (n_state - 1).bit_length()
+    states = power_of_2(n_state)
     if states not in tiles:
         raise ValueError(f"the Triton scan takes at most {max(tiles)} states, got {n_state}")
     return Tile(states, *tiles[states])

@@ -22,12 +22,11 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
-from ssmseq_kernels.triton_common import ceil_div
+from ssmseq_kernels.triton_common import ceil_div, power_of_2
 from ssmseq_kernels.triton_ssd_forward import output_kernel, pass_kernel, states_kernel
 from ssmseq_kernels.triton_ssd_steps import MOST_HEADS, WARPS, sizes_kernel
 
@@ -121,8 +120,9 @@ def ssd_chunked(inputs: Inputs, numbers: Tensor | None, options: Options) -> tup
     """
     if any(t is not None and t.dtype == torch.float64 for t in inputs):
         raise TypeError("the Triton kernels of ssd_scan compute in float32: float64 is left to torch's operators")
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    return _Scan.apply(numbers, options, keep, *inputs)
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
+        return Chunks(inputs, numbers, options).forward(False)[:2]
+    return _Scan.apply(numbers, options, *inputs)
 
 
 class Chunks:
@@ -144,7 +144,7 @@ class Chunks:
         self.groups, self.n_state = B.shape[2:]
         self.tiles = tiles_of(x, B, C)
         chunk = self.tiles.chunk_backward if backward else self.tiles.chunk
-        self.steps = min(chunk, max(SMALLEST, triton.next_power_of_2(self.length)))
+        self.steps = min(chunk, max(SMALLEST, power_of_2(self.length)))
         self.tile = min(self.tiles.tile, self.steps)
         self.n_chunks = ceil_div(self.length, self.steps)
         self.pieces = self.n_batch * self.n_chunks * self.n_heads
@@ -170,7 +170,7 @@ class Chunks:
 
     def by_steps(self, kernel: common.Kernel, tensors: tuple, strides: tuple) -> None:
         """Launch a kernel that finds step sizes."""
-        heads = min(MOST_HEADS, triton.next_power_of_2(self.n_heads))
+        heads = min(MOST_HEADS, power_of_2(self.n_heads))
         limit = self.options.limit or (0.0, 0.0)
         kernel.launch(
             self.n_batch * self.n_chunks * ceil_div(self.n_heads, heads),
@@ -218,7 +218,7 @@ class Chunks:
         last = added.new_empty(shape)
         entering = added if self.state_dtype == torch.float32 else torch.empty_like(added, dtype=self.state_dtype)
         size = self.n_dim * self.n_state
-        width = min(512, triton.next_power_of_2(size))
+        width = min(512, power_of_2(size))
         strides = (edge.stride() if given else (0, 0, 0, 0), self.number_strides)
         pass_kernel.launch(
             self.n_batch * self.n_heads * ceil_div(size, width),
@@ -257,7 +257,7 @@ class Chunks:
 
 def block(size: int, most: int) -> int:
     """Side of a block of an axis: a power of two that tensor cores take."""
-    return min(most, max(SMALLEST, triton.next_power_of_2(size)))
+    return min(most, max(SMALLEST, power_of_2(size)))
 
 
 def in_halves(*tensors: Tensor) -> bool:
@@ -284,9 +284,9 @@ def tiles_of(*tensors: Tensor) -> Tiles:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, numbers, options, keep, *tensors):
+    def forward(ctx, numbers, options, *tensors):
         inputs = Inputs(*tensors)
-        y, state, ungated = Chunks(inputs, numbers, options).forward(keep)
+        y, state, ungated = Chunks(inputs, numbers, options).forward(True)
         ctx.save_for_backward(numbers, ungated, *tensors)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -299,4 +299,4 @@ class _Scan(torch.autograd.Function):
 
         numbers, ungated, *tensors = ctx.saved_tensors
         scan = Chunks(Inputs(*tensors), numbers, ctx.options, backward=True)
-        return (None, None, None, *gradients(scan, ungated, grad_y, grad_final))
+        return (None, None, *gradients(scan, ungated, grad_y, grad_final))

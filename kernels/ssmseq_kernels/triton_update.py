@@ -63,6 +63,10 @@ def update_kernel(
     place = state + batch * ss[0] + d[None, :] * ss[1] + n[:, None] * ss[2]
     h = tl.load(place, mask=tile, other=0.0)
     head = d // HEAD
+    if ONE_RATE:
+        A2 = tl.load(A + head * sA[0], mask=live, other=0.0)[None, :] * LOG2E
+    else:
+        A2 = tl.load(A + d[None, :] * sA[0] + n[:, None] * sA[1], mask=tile, other=0.0) * LOG2E
     x = tl.load(u + batch * su[0] + d * su[1], mask=live, other=0.0).to(tl.float32)
     dt = tl.load(delta + batch * sdelta[0] + head * sdelta[1], mask=live, other=0.0).to(tl.float32)
     dt += vector(bias, head, live, HAS_BIAS)
@@ -71,15 +75,10 @@ def update_kernel(
     if LIMITED:  # so that what is no number stays none
         dt = tl.where(dt < smallest, smallest, dt)
         dt = tl.where(dt > largest, largest, dt)
-    if ONE_RATE:
-        decay = tl.exp2(dt * (tl.load(A + head * sA[0], mask=live, other=0.0) * LOG2E))[None, :]
-    else:
-        A2 = tl.load(A + d[None, :] * sA[0] + n[:, None] * sA[1], mask=tile, other=0.0) * LOG2E
-        decay = tl.exp2(dt[None, :] * A2)
     across = n[:, None]
     enters = tl.load(B + batch * sB[0] + group * sB[1] + across * sB[2], mask=n_mask[:, None], other=0.0)
     leaves = tl.load(C + batch * sC[0] + group * sC[1] + across * sC[2], mask=n_mask[:, None], other=0.0)
-    h = decay * h + (dt * x)[None, :] * enters.to(tl.float32)
+    h = tl.exp2(dt[None, :] * A2) * h + (dt * x)[None, :] * enters.to(tl.float32)
     tl.store(place, h, mask=tile)
     value = tl.sum(h * leaves.to(tl.float32), axis=0) + vector(D, d // SKIP_HEAD, live, HAS_D) * x
     if HAS_Z:
@@ -102,7 +101,7 @@ def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     return y
 
 
-def update_heads(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit):
+def update_heads(state, x, dt, A, B, C, D, z, dt_bias, *, softplus, limit):
     """Advance state (B, H, P, N) by one step of Mamba-2 in place; return y (B, H, P).
 
     None if the state is float64 or does not lie as one of (B, H P, N), or has more numbers than a program takes.
