@@ -6,8 +6,8 @@ All methods run in turn in one process; medians of process CPU time on one threa
 CPU gets, the compiled scan; `products` is the chunked form that other devices get. Rivals: the minimal chunked form of
 the Mamba-2 paper, written for this benchmark in torch; the loop over time that defines the scan; and a whole Mamba-2
 block beside the slow path of transformers with the same weights. The rate is that of a 1024 x 1024 product of torch,
-measured in the same turns; the work counted is that of the dense chunked form with chunks of 64. One row per cell goes
-to benchmarks/results/kernels_ssd.jsonl.
+measured in the same turns; the work counted is that of the dense chunked form with chunks of 64. One step of generation
+is timed beside torch's operators, which other devices get. One row per cell goes to benchmarks/results/kernels_ssd.jsonl.
 """
 
 import argparse
@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 from rows import ROOT, Rows, common_facts
-from ssd_cases import CHUNK, SHAPES, loop, make_inputs, minimal, operations, products
+from ssd_cases import CHUNK, PER_STEP, SHAPES, loop, make_inputs, minimal, operations, products
 from timing import clock_for, take_turns
 from torch import Tensor
 
 from ssmseq.nn.mamba2 import Mamba2
-from ssmseq_kernels import ssd_scan
+from ssmseq_kernels import ops, ssd_scan, ssd_state_update
 
 LONGEST_LOOP = 600  # steps
+STEP_SIZES = ((1, 8, 64, 64), (64, 8, 64, 64), (1, 32, 64, 128), (8, 32, 64, 128))  # batch, heads, channels, states
+STEPS_AT_ONCE = 20  # of a timed run
 
 
 def with_mode(call: Callable[..., Tensor], tensors: list[Tensor], mode: str) -> Callable[[], object]:
@@ -89,10 +91,41 @@ def measure(rows: Rows, name: str, mode: str, arguments: argparse.Namespace) -> 
         rows.add({**cell, "threads": arguments.threads}, values)
 
 
+def by_operators(state: Tensor, *tensors: Tensor) -> Tensor:
+    """One step as on a device without kernels."""
+    serve, ops.cpu = ops.cpu, None
+    kernels, ops.has_kernel = ops.has_kernel, lambda device: False
+    try:
+        return ssd_state_update(state, *tensors)
+    finally:
+        ops.cpu, ops.has_kernel = serve, kernels
+
+
+def measure_step(rows: Rows, sizes: tuple[int, int, int, int], arguments: argparse.Namespace) -> None:
+    """One step of generation, from x to dt_bias, with a gate."""
+    n_batch, heads, dim, n_state = sizes
+    inputs = make_inputs((n_batch, 1, heads, dim, 1, n_state))
+    row = [x[:, 0] if name in PER_STEP else x for name, x in inputs.items()]
+    states = {name: torch.zeros(sizes) for name in ("ours", "operators")}
+    steps = {"ours": ssd_state_update, "operators": by_operators}
+    first, second = (steps[name](states[name], *row) for name in steps)
+    if (first - second).norm() > 1e-5 * first.norm():
+        raise SystemExit(f"the ways to take a step differ at {sizes}")
+    calls = {name: lambda name=name: [steps[name](states[name], *row) for _ in range(STEPS_AT_ONCE)] for name in steps}
+    times = take_turns(calls, arguments.repeats, arguments.budget, clock_for(arguments.threads))
+    us = {name: 1e6 * statistics.median(taken) / STEPS_AT_ONCE for name, taken in times.items()}
+    for name, value in us.items():
+        cell = {"what": "ssd_step", "shape": "x".join(map(str, sizes)), "sizes": list(sizes), "mode": "step"}
+        values = {"us": round(value, 2), "times_ours": round(value / us["ours"], 2)}
+        rows.add({**cell, "method": name, "threads": arguments.threads}, values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="`--device cuda -h` for the other one")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument(
+        "--shape", nargs="*", choices=SHAPES, default=list(SHAPES), help="of the scan; none: only steps"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7, help="runs of each method")
     parser.add_argument("--budget", type=float, default=20, help="seconds for the runs of one method")
@@ -103,3 +136,5 @@ def main() -> None:
     for name in arguments.shape:
         for mode in ("forward", "forward+backward"):
             measure(rows, name, mode, arguments)
+    for sizes in STEP_SIZES:
+        measure_step(rows, sizes, arguments)
