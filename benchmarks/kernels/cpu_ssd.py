@@ -7,7 +7,7 @@ CPU gets, the compiled scan; `products` is the chunked form that other devices g
 the Mamba-2 paper, written for this benchmark in torch; the loop over time that defines the scan; and a whole Mamba-2
 block beside the slow path of transformers with the same weights. The rate is that of a 1024 x 1024 product of torch,
 measured in the same turns; the work counted is that of the dense chunked form with chunks of 64. One step of generation
-is timed beside torch's operators, which other devices get. One row per cell goes to benchmarks/results/kernels_ssd.jsonl.
+is timed beside torch's operators. One row per cell goes to benchmarks/results/kernels_ssd.jsonl.
 """
 
 import argparse
