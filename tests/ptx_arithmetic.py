@@ -124,11 +124,21 @@ def sure(compare):
 
 
 UNARY = {"neg": np.negative, "abs": np.abs, "not": np.invert, "ex2.approx.ftz": exp2}
+
+
+def upper_half(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Upper half of the bits of a product of whole numbers."""
+    bits = 8 * a.dtype.itemsize
+    found = [int(x) * int(y) >> bits for x, y in zip(*np.broadcast_arrays(a, b), strict=True)]
+    return np.array(found, a.dtype)
+
+
 BINARY = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
     "mul.lo": np.multiply,
+    "mul.hi": upper_half,
     "min": np.fmin,
     "max": np.fmax,
     "and": np.bitwise_and,

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16, word
+from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16, upper_half, word
 from ptx_emulator import Kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes the memory of a process as Linux lays it out")
@@ -122,6 +122,15 @@ def test_numbers_side_by_side_and_of_two_kinds():
 def test_lanes_read_one_another(shuffle, reads):
     found = run(f"shfl.sync.{shuffle}, -1;\nst.global.b32 [ %rd1 + 0 ], {{ %r2 }};", np.zeros(32, np.uint32))
     assert found.tolist() == reads
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
+def test_upper_halves_of_products(dtype):
+    room = np.iinfo(dtype)
+    a = np.array([room.min, room.max, room.max, 3, room.max // 3], dtype)
+    b = np.array([room.max, room.max, 2, 5, 7], dtype)
+    expected = [(int(x) * int(y)) // 2**room.bits for x, y in zip(a, b, strict=True)]
+    assert upper_half(a, b).tolist() == expected
 
 
 def test_arguments_are_passed_as_their_bits():
