@@ -7,6 +7,7 @@ first tests start; both take CPU tensors, so that there the kernels serve the CP
 
 import importlib.util
 import itertools
+import os
 import subprocess
 import sys
 from typing import Any
@@ -87,9 +88,10 @@ def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
 @pytest.fixture(autouse=BY_TRITON)
 def kernels(poisoned_memory, monkeypatch):
     """Serve the tensors of the checks by the Triton kernels, all uninitialised memory filled with NaN."""
-    from ssmseq_kernels import cuda
+    from ssmseq_kernels import cuda, triton_replay
 
     monkeypatch.setitem(ops.KERNELS, DEVICE, cuda)
+    triton_replay.forget()  # checks change how work is laid out
     return cuda
 
 
@@ -300,6 +302,15 @@ def check_half_precision_is_computed_in_float32(dtype):
     assert torch.equal(found["y"], expected[0].to(dtype))
     assert torch.equal(found["final_state"], expected[1])
     assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter launches nothing")
+def check_calls_made_again(kernels, always_cut):
+    for seed in range(3):
+        assert_matches_reference(make_inputs(1, 70, 3, 2, seed=seed), seq_idx=numbered(5 + seed, length=70))
+    for function in (kernels.forward, kernels.backward):
+        assert len(function.known) == 1
+        assert all(function.known.values())
 
 
 def check_widening_first_changes_no_bit(kernels, monkeypatch):

@@ -57,6 +57,7 @@ def common(driver, monkeypatch):
     """The module of the launcher, with nothing launched yet, and `taken`, the launches asked for from now on."""
     module = import_module("ssmseq_kernels.triton_common")
     launch, module.taken = module.Kernel.launch, []
+    import_module("ssmseq_kernels.triton_replay").forget()
 
     def note(kernel, *call):
         module.taken.append((kernel, call))
@@ -92,9 +93,19 @@ def make_scan(length=5, n_channels=8, n_state=2):
     return {k: torch.randn(shapes[k], generator=generator).requires_grad_() for k in SCAN}
 
 
-def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
-    monkeypatch.setattr(common, "LONGEST_UNCUT", 64)
-    monkeypatch.setattr(common, "PROGRAMS_WANTED", 100)
+@pytest.fixture
+def cut(driver, monkeypatch):
+    """Cut time into parts."""
+    module = import_module("ssmseq_kernels.triton_common")
+    monkeypatch.setattr(module, "LONGEST_UNCUT", 64)
+    monkeypatch.setattr(module, "PROGRAMS_WANTED", 100)
+    import_module("ssmseq_kernels.triton_replay").forget()
+    yield
+    import_module("ssmseq_kernels.triton_replay").forget()
+
+
+def call_everything():
+    """Launch every kernel there is, in pairs, too."""
     inputs = make_scan(length=70)
     y, state = selective_scan(**inputs, return_final_state=True)
     (y.sum() + state.sum()).backward()
@@ -114,6 +125,10 @@ def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
     matrices.ssd_chunked(matrices.Inputs(*tensors, None, None), None, options)[0].sum().backward()
     row = (tensors[0][:, 0], dt[:, 0], tensors[2], B[:, 0], B[:, 0], tensors[5], None, None)
     ops.KERNELS["cpu"].update_heads(torch.zeros(1, 2, 16, 16), *row, softplus=True, limit=(0.1, 1.0))
+
+
+def test_the_launch_is_the_one_that_triton_makes(cut, common, driver, monkeypatch):
+    call_everything()
     names = []
     for kernel, ours, theirs in repeated(common, driver, monkeypatch):
         assert ours[:6] == theirs[:6]  # grid, stream, function, packed metadata
@@ -122,6 +137,68 @@ def test_the_launch_is_the_one_that_triton_makes(common, driver, monkeypatch):
         names.append(kernel.jit.fn.__name__)
     kernels = [x for modules in import_module("compile_offline").KERNELS.values() for x in modules]
     assert set(names) == set(kernels)
+
+
+def named(call, inputs, results):
+    """A launch with the names of tensors in the place of addresses; those of neither kind by their order."""
+    names = {x.data_ptr(): f"result {i}" for i, x in enumerate(results) if x is not None and x.numel()}
+    names |= {x.data_ptr(): f"input {i}" for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)}
+
+    def name(value):
+        if isinstance(value, tuple):
+            return tuple(name(x) for x in value)
+        if isinstance(value, int) and value > 1 << 20:  # an address
+            return names.setdefault(value, f"scratch {len(names)}")
+        return value
+
+    return name(call)
+
+
+def test_a_call_made_again_launches_the_same(cut, driver, monkeypatch):
+    replay = import_module("ssmseq_kernels.triton_replay")
+    seen, shortened = [], []
+
+    def compare(self, *args):
+        """Call three times on other tensors each time: as it is, watched, and made again."""
+        launched, results = [], []
+        for call in (self.function, self.call, self.call):
+            own = [torch.empty_like(x).copy_(x) if isinstance(x, torch.Tensor) else x for x in args]
+            driver.notes.clear()
+            found = call(*own)
+            made = found if isinstance(found, tuple) else (found,)
+            launched.append([named(note[9:], own, made) for note in driver.notes])
+            results.append([None if x is None else (x.shape, x.stride(), x.dtype) for x in made])
+        assert launched[0] == launched[2]
+        assert results[0] == results[2]
+        seen.append(self.function.__name__)
+        shortened.append(any(self.known.values()))
+        return self.function(*args)
+
+    monkeypatch.setattr(replay.Replayed, "call", replay.Replayed.__call__, raising=False)
+    monkeypatch.setattr(replay.Replayed, "__call__", compare)
+    call_everything()
+    assert set(seen) == {x.function.__name__ for x in replay.functions}
+    assert all(shortened)
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 1, 0, 1), (1, 1, 0, 0, 1, 0)])
+def test_tensors_given_twice_are_told_apart_later(cut, driver, order):
+    for twice in order:
+        x, state, weight = torch.zeros(3, 3), torch.zeros(3, 1, 3), torch.zeros(3, 2)
+        state = x.view(3, 1, 3) if twice else state
+        y = causal_conv1d_update(x, state, weight)
+        bias = x  # stands for what is not there
+        assert driver.notes[-1][9:14] == tuple(t.data_ptr() for t in (x, state, weight, bias, y))
+
+
+def test_a_call_that_copies_is_never_shortened(cut, driver):
+    step = import_module("ssmseq_kernels.cuda").conv_update
+    weight = torch.zeros(2, 4).T  # copied, to become contiguous
+    for _ in range(3):
+        step.function(torch.zeros(1, 4), torch.zeros(1, 1, 4), weight, None, False)
+        step(torch.zeros(1, 4), torch.zeros(1, 1, 4), weight, None, False)
+        assert list(step.known.values()) == [None]
+        assert driver.notes[-1][11] != weight.data_ptr()
 
 
 def test_what_is_compiled_for_one_kind_serves_no_other(common, driver, monkeypatch):

@@ -82,7 +82,7 @@ def calls() -> dict[str, Any]:
     x, dt, rates, own_D, own_bias = (
         u.unflatten(2, (HEADS, -1)),
         delta[..., :HEADS],
-        A[:HEADS, 0],
+        A[:HEADS, 0].contiguous(),
         D[:HEADS],
         bias[:HEADS],
     )

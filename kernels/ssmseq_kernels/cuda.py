@@ -22,6 +22,7 @@ from ssmseq_kernels.reference import selective_scan_reference
 from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
 from ssmseq_kernels.triton_common import CHUNK, Constants, constants
 from ssmseq_kernels.triton_conv import conv_backward, conv_forward, conv_update
+from ssmseq_kernels.triton_replay import Replayed
 from ssmseq_kernels.triton_update import update_checked, update_heads
 
 __all__ = [
@@ -214,6 +215,7 @@ def _forward(tensors: list[tuple], softplus: bool, direction: int, return_state:
     return results
 
 
+@Replayed
 def forward(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse, return_state, keep):
     """Return y (B, L, D), the final state (B, D, N) or an empty tensor, and the kept states."""
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
@@ -222,6 +224,7 @@ def forward(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_s
     return _forward([tensors], delta_softplus, int(reverse), return_state, keep)[0]
 
 
+@Replayed
 def forward_pair(*args):
     """Scan the first ten tensors forward and the next ten in reverse; return both results, one after the other."""
     first, second = args[:10], args[10:20]
@@ -340,6 +343,7 @@ def _launch_backward(scan, pointers, result_strides):
     adjoints.backward_kernel.launch(programs, (*pointers, (scratch,)), numbers, plan.full)
 
 
+@Replayed
 def backward(*args):
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; empty where not wanted.
 
@@ -351,6 +355,7 @@ def backward(*args):
     return _backward([tuple(given)], softplus, int(reverse))[0]
 
 
+@Replayed
 def backward_pair(*args):
     """Return the gradients of both scans, one after the other: twice the arguments of `backward`, less the flags."""
     first, second, softplus = args[:13], args[13:26], args[26]

@@ -10,9 +10,10 @@ strides in 32 bits.
 # pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
+import threading
 from functools import lru_cache, reduce
 from operator import or_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -114,6 +115,15 @@ def constants(warps: int, **named) -> Constants:
     return Constants(named, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
+class Recording(threading.local):
+    """Who notes the launches of this thread."""
+
+    by: Any = None
+
+
+recording = Recording()
+
+
 class Kernel:
     """A Triton kernel, launched on the device of its tensors; after the first launch of a kind, without binding.
 
@@ -145,10 +155,13 @@ class Kernel:
         key = (device, named, numbers, *kinds)
         known = self.known.get(key)
         if known is None or watched():
-            return self.bind(key, programs, tensors, numbers, named)
-        _, run, function, packed, rest = known
-        stream = driver.active.get_current_stream(device)
-        run(programs, 1, 1, stream, function, packed, None, None, None, *places, *numbers, *rest)
+            self.bind(key, programs, tensors, numbers, named)
+        else:
+            _, run, function, packed, rest = known
+            stream = driver.active.get_current_stream(device)
+            run(programs, 1, 1, stream, function, packed, None, None, None, *places, *numbers, *rest)
+        if recording.by is not None:
+            recording.by.launched(self.known.get(key), programs, tensors, numbers)
 
     def bind(self, key: tuple, programs: int, tensors: tuple, numbers: tuple, named: Constants) -> None:
         """Leave a launch to Triton, and keep what it found."""

@@ -17,6 +17,7 @@ import triton.language as tl
 from ssmseq_kernels.reference import causal_conv1d_reference
 from ssmseq_kernels.results import contiguous
 from ssmseq_kernels.triton_common import Kernel, ceil_div, constants, sigmoid, when
+from ssmseq_kernels.triton_replay import Replayed
 
 STEPS, CHANNELS = 16, 64  # of a program
 UNSPECIALIZED = ("length", "blocks")
@@ -237,6 +238,7 @@ def _convolve(x, weight, bias, before, seq_idx, silu, reverse, result, grad_y=No
     conv_kernel.launch(programs, tensors, (strides, x.shape[1], x.shape[2], blocks, tiles), named)
 
 
+@Replayed
 def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
     """Return y (B, L, D)."""
     y = torch.empty_like(x)
@@ -286,6 +288,7 @@ def _transposed(grad, weight, seq_idx, reverse, dx, early):
     transposed_kernel.launch(programs, (grad, weight, numbers, dx, first), sizes, named)
 
 
+@Replayed
 def conv_update(x, state, weight, bias, silu):
     """Return y (B, D) of one step; shift x into state (B, width - 1, D)."""
     y = torch.empty_like(x)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import ceil_div, power_of_2
+from ssmseq_kernels.triton_replay import Replayed
 from ssmseq_kernels.triton_ssd_forward import output_kernel, pass_kernel, states_kernel
 from ssmseq_kernels.triton_ssd_steps import MOST_HEADS, WARPS, sizes_kernel
 
@@ -121,7 +122,7 @@ def ssd_chunked(inputs: Inputs, numbers: Tensor | None, options: Options) -> tup
     if any(t is not None and t.dtype == torch.float64 for t in inputs):
         raise TypeError("the Triton kernels of ssd_scan compute in float32: float64 is left to torch's operators")
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
-        return Chunks(inputs, numbers, options).forward(False)[:2]
+        return _scan(numbers, options, False, *inputs)[:2]
     return _Scan.apply(numbers, options, *inputs)
 
 
@@ -282,11 +283,16 @@ def tiles_of(*tensors: Tensor) -> Tiles:
     return HALVES if reads_shared(tensors[0].device) else SMALL_HALVES
 
 
+@Replayed
+def _scan(numbers, options, keep, *tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return y, the final state and what a backward pass keeps."""
+    return Chunks(Inputs(*tensors), numbers, options).forward(keep)
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, numbers, options, *tensors):
-        inputs = Inputs(*tensors)
-        y, state, ungated = Chunks(inputs, numbers, options).forward(True)
+        y, state, ungated = _scan(numbers, options, True, *tensors)
         ctx.save_for_backward(numbers, ungated, *tensors)
         ctx.options = options
         ctx.set_materialize_grads(False)

@@ -14,6 +14,7 @@ from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.reference import selective_state_update_reference
 from ssmseq_kernels.results import contiguous
 from ssmseq_kernels.triton_common import LOG2E, ceil_div, channels_of, sigmoid, softplus, vector
+from ssmseq_kernels.triton_replay import Replayed
 
 
 @common.Kernel
@@ -87,6 +88,7 @@ def update_kernel(
     tl.store(y + batch * sy[0] + d * sy[1], value.to(y.dtype.element_ty), mask=live)
 
 
+@Replayed
 def update_checked(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     """Advance state (B, D, N) by one step in place; return y (B, D)."""
     if state.stride(2) != 1 and state.shape[2] > 1:
@@ -106,6 +108,11 @@ def update_heads(state, x, dt, A, B, C, D, z, dt_bias, *, softplus, limit):
 
     None if the state is float64 or does not lie as one of (B, H P, N), or has more numbers than a program takes.
     """
+    return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit)
+
+
+@Replayed
+def _update_heads(state, x, dt, A, B, C, D, z, dt_bias, softplus, limit):
     n_batch, n_heads, dim, n_state = state.shape
     lies = state.stride(1) == dim * state.stride(2) and state.stride(3) == 1
     if state.dtype != torch.float32 or not lies or n_state > max(common.FORWARD_TILES):

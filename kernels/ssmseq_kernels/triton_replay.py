@@ -1,0 +1,171 @@
+"""Calls that allocate and launch and do nothing else, made again without their Python.
+
+What such a call does depends on its arguments only by what a key holds: shapes, strides, dtypes, devices, alignment,
+which tensors begin at one place, and what is no tensor. The first call of a key is watched; from the second one on its
+tensors are allocated and its kernels launched, with addresses put in place. A call that does more, even once, such as
+copying a tensor, is never shortened.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import driver
+
+from ssmseq_kernels import triton_common as common
+
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+HARMLESS = {"alias", "as_strided", "detach", "expand", "permute", "promote_types", "select", "slice", "squeeze"}
+HARMLESS |= {"t", "transpose", "unbind", "unflatten", "unsqueeze", "view"}
+NOWHERE = (-1, 0)  # of tensors without elements
+
+Place = tuple[int, int]  # which input or allocation, and bytes from where it begins
+
+
+class Tape(NamedTuple):
+    """What a call does: what it allocates, what it launches, and which allocations it returns."""
+
+    device: int
+    allocations: list[tuple]
+    launches: list[tuple]
+    results: Any
+
+    def play(self, places: list[int]) -> Any:
+        """Do it again with inputs at other places."""
+        made = [
+            torch.empty_strided(size, stride, dtype=dtype, device=on) for size, stride, dtype, on in self.allocations
+        ]
+        starts = [*places, *[x.data_ptr() for x in made], 0]
+        stream = driver.active.get_current_stream(self.device)
+        for programs, run, function, packed, pairs, spots, rest in self.launches:
+            if pairs:
+                found = [tuple([starts[i] + offset for i, offset in own]) for own in spots]
+            else:
+                found = [starts[i] + offset for i, offset in spots]
+            run(programs, 1, 1, stream, function, packed, None, None, None, *found, *rest)
+        if isinstance(self.results, tuple):
+            return tuple([None if i is None else made[i] for i in self.results])
+        return made[self.results]
+
+
+class Recorder(TorchDispatchMode):
+    """Watches a call; `complete` stays true as long as it only allocates and launches."""
+
+    def __init__(self, places: list[int]):
+        super().__init__()
+        self.inputs = {place: i for i, place in reversed(list(enumerate(places)))}
+        self.count = len(places)
+        self.made: list[Tensor] = []
+        self.launches: list[tuple] = []
+        self.complete = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operator of torch, and note it."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ALLOCATIONS:
+            self.made.append(out)
+        elif name not in HARMLESS:
+            self.complete = False
+        return out
+
+    def launched(self, known: tuple | None, programs: int, tensors: tuple, numbers: tuple) -> None:
+        """Note a launch, and what is known of its kernel."""
+        if known is None:
+            self.complete = False
+            return
+        _, run, function, packed, rest = known
+        pairs = isinstance(tensors[0], tuple)
+        spots = [tuple([self.place(x) for x in own]) for own in tensors] if pairs else [self.place(x) for x in tensors]
+        self.launches.append((programs, run, function, packed, pairs, spots, (*numbers, *rest)))
+
+    def place(self, x: Tensor) -> Place:
+        """Where a tensor begins, in terms of inputs and allocations; the latest of those at one address."""
+        address = x.data_ptr()
+        if not address:
+            return NOWHERE
+        for i in reversed(range(len(self.made))):
+            start = self.made[i].data_ptr()
+            if start and start <= address < start + self.made[i].untyped_storage().nbytes():
+                return self.count + i, address - start
+        if address not in self.inputs:
+            self.complete = False
+            return NOWHERE
+        return self.inputs[address], 0
+
+    def index(self, result: Any) -> int | None:
+        """Which allocation a result is."""
+        if result is None:
+            return None
+        found = [i for i, x in enumerate(self.made) if looks(x) == looks(result) and x.data_ptr() == result.data_ptr()]
+        self.complete &= bool(found)
+        return found[-1] if found else None
+
+    def tape(self, device: int, result: Any) -> Tape | None:
+        """Return what has been seen, None if it is not all that was done."""
+        results = tuple([self.index(x) for x in result]) if isinstance(result, tuple) else self.index(result)
+        whole = self.complete and self.launches
+        return Tape(device, [looks(x) for x in self.made], self.launches, results) if whole else None
+
+
+functions: list["Replayed"] = []
+
+
+def forget() -> None:
+    """Watch every call anew, as is needed where a constant that decides how work is laid out has been changed."""
+    for function in functions:
+        function.known.clear()
+
+
+def looks(x: Tensor) -> tuple:
+    """What an allocation is made by."""
+    return tuple(x.shape), x.stride(), x.dtype, x.device
+
+
+class Replayed:
+    """A function of tensors and of values that can be hashed, which allocates, launches, and returns what it allocated.
+
+    Its results are the same as without; where it does more, hooks watch, or another device is current, it runs.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.known: dict[tuple, Tape | None] = {}
+        self.__doc__ = function.__doc__
+        functions.append(self)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, or do again what it did."""
+        if common.INTERPRETED or torch.version.hip or common.recording.by is not None:
+            return self.function(*args)
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        places = [x.data_ptr() for x in tensors]
+        key: list[Any] = [(x.dtype, x.shape, x.stride(), x.get_device()) if isinstance(x, Tensor) else x for x in args]
+        key.append(reduce(or_, places) % 16 == 0 or tuple([place % 16 == 0 for place in places]))
+        if len(set(places)) < len(places):
+            key += [places.index(place) for place in places]
+        found = tuple(key)
+        if found not in self.known:
+            return self.record(found, places, tensors[0].get_device(), args)
+        tape = self.known[found]
+        if tape is None or tape.device != driver.active.get_current_device() or common.watched():
+            return self.function(*args)
+        return tape.play(places)
+
+    def record(self, key: tuple, places: list[int], device: int, args: tuple) -> Any:
+        """Call the function and keep what it did."""
+        recorder = Recorder(places)
+        common.recording.by = recorder
+        try:
+            with recorder:
+                result = self.function(*args)
+        finally:
+            common.recording.by = None
+        if len(self.known) >= common.MOST_KINDS:
+            self.known.clear()
+        self.known[key] = recorder.tape(device, result)
+        return result
