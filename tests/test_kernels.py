@@ -1,5 +1,6 @@
 """The selective scan against its float64 definition: outputs, final state and every gradient."""
 
+import importlib.util
 import itertools
 import warnings
 
@@ -280,6 +281,89 @@ def test_reference_serves_where_there_is_no_kernel(monkeypatch):
         warnings.simplefilter("error")
         halves = selective_scan(**{k: v.bfloat16() for k, v in inputs.items()})
     assert halves.dtype == torch.bfloat16
+
+
+@pytest.fixture(params=["compiled", "python"])
+def description(request, monkeypatch):
+    """The key and the addresses of a call, found in either way."""
+    if request.param == "python" and ops.cpu:
+        monkeypatch.setattr(ops, "cpu", None)
+    elif ops.cpu and not ops.cpu._cpu.use_exchange_table(True):
+        pytest.skip("this torch has no table of DLPack")
+    return ops.description
+
+
+def test_calls_of_one_kind_have_one_key(description):
+    def call(offset=0):
+        room = torch.zeros(100)
+        return (
+            room[offset : offset + 6].view(2, 3),
+            None,
+            torch.zeros(4, dtype=torch.int64),
+            True,
+            (False, (0.5, None)),
+        )
+
+    first, second = call(), call()
+    key, places = description(first)
+    assert (key, places) == description(first)
+    assert key == description(second)[0] == description(call(offset=4))[0]
+    assert places == [first[0].data_ptr(), first[2].data_ptr()]
+    assert description((torch.zeros(3, 0, 2)[:, :, 1:],))[1] == [0]
+    hash(key)
+
+
+def test_calls_of_other_kinds_have_other_keys(description):
+    x, y = torch.zeros(2, 6), torch.zeros(2, 6)
+    room = torch.zeros(2, 20)
+    kinds = [
+        (x, y),
+        (x, x),
+        (x, None),
+        (None, x),
+        (x, y, None),
+        (x, y, True),
+        (x, y, False),
+        (x, y, 0),
+        (x, y, 2),
+        (x, y, 0.5),
+        (x, y, (0.5,)),
+        (x, y, (0.5, 1.0)),
+        (x, y.double()),
+        (x, y.half()),
+        (x, y.bfloat16()),
+        (x, y.int()),
+        (x, y[:1]),
+        (x, y.view(1, 12)),
+        (x, y.view(12)),
+        (x, room[:, :6]),
+        (x, room[:, :12:2]),
+        (x, room[:, 1:7]),
+        (x, torch.zeros(6, 2).T),
+        (x, y.to("meta")),
+    ]
+    keys = [description(kind)[0] for kind in kinds]
+    assert len(set(keys)) == len(kinds)
+
+
+def test_what_has_no_address_is_described_by_python():
+    class Own(torch.Tensor):
+        pass
+
+    for x in (torch.zeros(2).as_subclass(Own), "text"):
+        key, places = ops.description((torch.zeros(3), x))
+        assert len(places) == 1 + isinstance(x, Own)
+        hash(key)
+
+
+def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
+    ops.cuda_missing.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    try:
+        assert not ops.has_kernel(torch.device("cuda"))
+        assert "pip install 'ssmseq[gpu]'" in available_backends()["cuda"]
+    finally:
+        ops.cuda_missing.cache_clear()
 
 
 def test_backends_name_the_instruction_set(isa):

@@ -5,9 +5,7 @@ Both have to be chosen before anything imports triton. So the checks below run i
 first tests start; both take CPU tensors, so that there the kernels serve the CPU.
 """
 
-import importlib.util
 import itertools
-import os
 import subprocess
 import sys
 from typing import Any
@@ -18,6 +16,7 @@ from scan_cases import (
     BY_TRITON,
     DEVICE,
     HALVES,
+    INTERPRETED,
     NAMES,
     assert_matches_reference,
     guarded,
@@ -32,7 +31,6 @@ from scan_cases import (
 )
 
 from ssmseq_kernels import (
-    available_backends,
     bidirectional_selective_scan,
     causal_conv1d,
     causal_conv1d_update,
@@ -43,7 +41,7 @@ from ssmseq_kernels import (
 from ssmseq_kernels.reference import causal_conv1d_reference, selective_scan_reference
 
 # Checks of all kernels, with little to compile.
-FEW = "half_precision or states[65 or one_step or convolution[4-silu-True] or parts[starts1 or one_call[True-True]"
+FEW = "half_prec or again or states[65 or one_step or convolution[4-silu-True] or parts[starts1 or one_call[True-True]"
 ALONG_TIME = ("u", "delta", "B", "C", "z")
 
 
@@ -73,16 +71,6 @@ def test_on_a_gpu():
 def test_triton_is_not_imported_with_the_package():
     code = "import sys, ssmseq_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_without_triton_the_reason_and_the_remedy_are_told(monkeypatch):
-    ops.cuda_missing.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    try:
-        assert not ops.has_kernel(torch.device("cuda"))
-        assert "pip install 'ssmseq[gpu]'" in available_backends()["cuda"]
-    finally:
-        ops.cuda_missing.cache_clear()
 
 
 @pytest.fixture(autouse=BY_TRITON)
@@ -304,13 +292,11 @@ def check_half_precision_is_computed_in_float32(dtype):
     assert all(found[f"grad of {k}"].dtype == v.dtype for k, v in halves.items())
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter launches nothing")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
 def check_calls_made_again(kernels, always_cut):
     for seed in range(3):
         assert_matches_reference(make_inputs(1, 70, 3, 2, seed=seed), seq_idx=numbered(5 + seed, length=70))
-    for function in (kernels.forward, kernels.backward):
-        assert len(function.known) == 1
-        assert all(function.known.values())
+    assert all([*kernels.forward.known.values(), *kernels.backward.known.values()])
 
 
 def check_widening_first_changes_no_bit(kernels, monkeypatch):

@@ -12,6 +12,7 @@ from scan_cases import (
     BY_TRITON,
     DEVICE,
     HALVES,
+    INTERPRETED,
     guarded,
     needs_emulator,
     needs_triton,
@@ -23,7 +24,7 @@ from scan_cases import (
 from ssmseq_kernels import ssd
 from ssmseq_kernels.reference import ssd_scan_reference
 
-FEW = "half_precision"  # checks of all kernels, with little to compile
+FEW = "half_precision or again"  # checks of all kernels, with little to compile
 TOLERANCE = 1e-6  # relative L2 error; the table of kernels/README.md
 # A few numbers that are sums of many of either sign, as in test_ssd.py.
 SUMMED, SUMMED_FACTOR = ("grad of A", "grad of dt_bias", "grad of initial_state"), 5
@@ -269,6 +270,21 @@ def check_one_step(heads, dim, groups, n_state, options):
     assert relative_error(state, final) < TOLERANCE
     assert update_heads(state.mT, *tensors, softplus=softplus, limit=None) is None  # left to torch's operators
     assert update_heads(state.double(), *tensors, softplus=softplus, limit=None) is None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
+def check_calls_made_again():
+    from ssmseq_kernels import triton_ssd
+
+    for seed in range(3):
+        inputs = make_inputs(1, 40, 2, 3, 1, 4, seed=seed, without=())
+        assert_matches_reference(inputs, dt_limit=(0.01, 0.5), seq_idx=numbered(5 + seed, length=40))
+        with torch.no_grad():
+            y, _ = scan(**inputs)
+        truth, _ = ssd_scan_reference(**{k: v.double() for k, v in inputs.items()}, dt_softplus=False)
+        assert relative_error(y, truth) < TOLERANCE
+    assert len(triton_ssd._scan.known) == 2
+    assert all(triton_ssd._scan.known.values())
 
 
 def check_views_are_read_where_they_lie():

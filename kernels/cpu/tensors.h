@@ -107,6 +107,12 @@ class Reader {
     if (table->major == 1 && table->tensor_from_object) table_ = table;
     return table_;
   }
+  bool describe(nanobind::handle x, dlpack::Tensor* t) const {  // a tensor on any device; false if it cannot be read
+    if (!table_) return false;
+    if (!table_->tensor_from_object(x.ptr(), t)) return true;
+    PyErr_Clear();
+    return false;
+  }
   // Neither None nor of a class derived from Tensor, such as those that tracing uses.
   bool plain(nanobind::handle x) const {
     PyTypeObject* type = Py_TYPE(x.ptr());

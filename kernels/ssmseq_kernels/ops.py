@@ -137,9 +137,26 @@ def untraced() -> bool:
     )
 
 
+PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None)])
+
+
 def eager(*tensors: torch.Tensor | None) -> bool:
     """Whether a call on these tensors is a plain eager one."""
-    return untraced() and all(x is None or type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors)
+    return untraced() and PLAIN.issuperset(map(type, tensors))
+
+
+def description(args: tuple) -> tuple[Any, list[int]]:
+    """Return what a call depends on beside the numbers in its tensors, as a key; and the addresses of these.
+
+    That is shapes, strides, dtypes, devices, alignment, which tensors begin at one place, and what is no tensor.
+    """
+    found = cpu._cpu.describe(args) if cpu else None
+    if found is not None:
+        return found
+    tensors = [x for x in args if isinstance(x, torch.Tensor)]
+    places = [x.data_ptr() for x in tensors]
+    key = [(x.dtype, x.shape, x.stride(), x.device) if isinstance(x, torch.Tensor) else (type(x), x) for x in args]
+    return (*key, *[place % 16 == 0 for place in places], *[places.index(place) for place in places]), places
 
 
 Conversions = tuple[tuple[int, torch.dtype], ...]  # which of some tensors become which dtype
@@ -149,9 +166,9 @@ _passed: dict[tuple, Conversions] = {}
 def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> list[Any]:
     """Check tensors and convert those that the kernels do not take as they are.
 
-    What `check` says depends on shapes, dtypes and devices only; where these have passed before, it is not asked again.
+    What `check` says depends on shapes, dtypes and devices only; where such tensors have passed, it is not asked again.
     """
-    kind = (check, *[x if x is None else (x.shape, x.dtype, x.device) for x in tensors]) if untraced() else ()
+    kind = (check, description(tensors)[0]) if untraced() else ()
     found = _passed.get(kind)
     if found is None:
         found = check(*tensors)

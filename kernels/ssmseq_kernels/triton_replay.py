@@ -1,14 +1,13 @@
 """Calls that allocate and launch and do nothing else, made again without their Python.
 
-What such a call does depends on its arguments only by what a key holds: shapes, strides, dtypes, devices, alignment,
-which tensors begin at one place, and what is no tensor. The first call of a key is watched; from the second one on its
-tensors are allocated and its kernels launched, with addresses put in place. A call that does more, even once, such as
-copying a tensor, is never shortened.
+What such a call does depends on its arguments by no more than `ops.description` tells. The first call of a kind is
+watched; from the second one on its tensors are allocated and its kernels launched, with addresses put in place. A call
+that does more, even once, such as copying a tensor, is never shortened.
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Callable
-from functools import reduce
-from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import driver
 
+from ssmseq_kernels import ops
 from ssmseq_kernels import triton_common as common
 
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -134,7 +134,7 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.known: dict[tuple, Tape | None] = {}
+        self.known: dict[Any, Tape | None] = {}
         self.__doc__ = function.__doc__
         functions.append(self)
 
@@ -142,21 +142,15 @@ class Replayed:
         """Call the function, or do again what it did."""
         if common.INTERPRETED or torch.version.hip or common.recording.by is not None:
             return self.function(*args)
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        places = [x.data_ptr() for x in tensors]
-        key: list[Any] = [(x.dtype, x.shape, x.stride(), x.get_device()) if isinstance(x, Tensor) else x for x in args]
-        key.append(reduce(or_, places) % 16 == 0 or tuple([place % 16 == 0 for place in places]))
-        if len(set(places)) < len(places):
-            key += [places.index(place) for place in places]
-        found = tuple(key)
-        if found not in self.known:
-            return self.record(found, places, tensors[0].get_device(), args)
-        tape = self.known[found]
+        key, places = ops.description(args)
+        if key not in self.known:
+            return self.record(key, places, args)
+        tape = self.known[key]
         if tape is None or tape.device != driver.active.get_current_device() or common.watched():
             return self.function(*args)
         return tape.play(places)
 
-    def record(self, key: tuple, places: list[int], device: int, args: tuple) -> Any:
+    def record(self, key: Any, places: list[int], args: tuple) -> Any:
         """Call the function and keep what it did."""
         recorder = Recorder(places)
         common.recording.by = recorder
@@ -167,5 +161,6 @@ class Replayed:
             common.recording.by = None
         if len(self.known) >= common.MOST_KINDS:
             self.known.clear()
+        device = next(x.get_device() for x in args if isinstance(x, Tensor))
         self.known[key] = recorder.tape(device, result)
         return result
