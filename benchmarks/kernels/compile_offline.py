@@ -40,6 +40,7 @@ from ssmseq_kernels import (
     triton_scan_backward,
     triton_ssd,
     triton_ssd_backward,
+    triton_sums,
     triton_update,
 )
 
@@ -59,6 +60,7 @@ KERNELS = {
     triton_scan_backward: ("backward_kernel", "adjoint_ends_kernel", "total_kernel"),
     triton_update: ("update_kernel",),
     triton_conv: ("conv_kernel", "transposed_kernel", "step_kernel"),
+    triton_sums: ("add_up_kernel",),
     triton_ssd: ("sizes_kernel", "states_kernel", "pass_kernel", "output_kernel"),
     triton_ssd_backward: ("gate_kernel", "head_kernel", "group_kernel", "sizes_gradient_kernel"),
 }

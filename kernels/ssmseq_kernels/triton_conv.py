@@ -18,6 +18,7 @@ from ssmseq_kernels.reference import causal_conv1d_reference
 from ssmseq_kernels.results import contiguous
 from ssmseq_kernels.triton_common import Kernel, ceil_div, constants, sigmoid, when
 from ssmseq_kernels.triton_replay import Replayed
+from ssmseq_kernels.triton_sums import add_up
 
 STEPS, CHANNELS = 16, 64  # of a program
 UNSPECIALIZED = ("length", "blocks")
@@ -249,24 +250,27 @@ def conv_forward(x, weight, bias, initial_state, seq_idx, silu, reverse):
     return y
 
 
+@Replayed
 def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse):
     """Return the gradients of x, weight, bias and initial_state; empty where there is nothing to derive by."""
-    dx, dweight = torch.empty_like(x), torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    dbias = weight.new_zeros(0 if bias is None else bias.shape)
-    early = x.new_empty(0) if initial_state is None else initial_state.new_zeros(initial_state.shape)
+    dx, dweight = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+    dbias = weight.new_empty(0 if bias is None else bias.shape)
+    early = x.new_empty(0) if initial_state is None else initial_state.new_empty(initial_state.shape)
     tensors = (x, weight, bias, initial_state)
-    if x.numel() and weight.dtype == torch.float64:
+    if not x.numel():
+        for result in (dweight, dbias, early):
+            result.zero_()
+    elif weight.dtype == torch.float64:
         _copy_gradients((dx, dweight, dbias, early), grad_y, tensors, seq_idx, silu, reverse)
-    elif x.numel():
+    else:
         width = weight.shape[1]
         sums = weight.new_empty(x.shape[0] * _grid(x)[2], width + 1, x.shape[2])
         grad = torch.empty_like(x, dtype=torch.float32)
         _convolve(*tensors, seq_idx, silu, reverse, grad, grad_y, sums)
         _transposed(grad, weight, seq_idx, reverse, dx, None if initial_state is None else early)
-        total = sums.sum(0, dtype=torch.float64)
-        dweight.copy_(total[:width].T)
+        add_up(sums, dweight, inner=width, strides=(1, x.shape[2]))
         if bias is not None:
-            dbias.copy_(total[width])
+            add_up(sums, dbias, start=width * x.shape[2], strides=(0, 1))
     return dx, dweight, dbias, early
 
 

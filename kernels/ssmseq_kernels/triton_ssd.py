@@ -301,8 +301,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_final):
-        from ssmseq_kernels.triton_ssd_backward import gradients
+        from ssmseq_kernels.triton_ssd_backward import backward
 
         numbers, ungated, *tensors = ctx.saved_tensors
-        scan = Chunks(Inputs(*tensors), numbers, ctx.options, backward=True)
-        return (None, None, *gradients(scan, ungated, grad_y, grad_final))
+        return (None, None, *backward(numbers, ctx.options, ungated, grad_y, grad_final, *tensors))

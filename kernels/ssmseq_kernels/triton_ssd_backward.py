@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import ceil_div
+from ssmseq_kernels.triton_replay import Replayed
 from ssmseq_kernels.triton_ssd import Chunks, Inputs, block
 from ssmseq_kernels.triton_ssd_forward import UNSPECIALIZED, decays_at, decays_between, fetch, locate, put
 from ssmseq_kernels.triton_ssd_steps import WARPS, gate_kernel, sizes_gradient_kernel
+from ssmseq_kernels.triton_sums import add_up
 
 WIDTH_OF_GATE = 64  # channels of a program
 PROGRAMS_WANTED = 264  # two for each of 132 multiprocessors; with fewer, the heads of a group are shared out
@@ -241,8 +243,14 @@ def group_kernel(
     put(dC, into_C, steps, n, (sdC[2], sdC[4]), left, n_state)
 
 
-def gradients(scan: Chunks, ungated: Tensor | None, grad: Tensor | None, grad_final: Tensor | None) -> Inputs:
+@Replayed
+def backward(numbers, options, ungated, grad, grad_final, *tensors) -> tuple[Tensor | None, ...]:
     """Return the gradients of all inputs, from that of y (and y before the gate) and of the final state."""
+    return gradients(Chunks(Inputs(*tensors), numbers, options, backward=True), ungated, grad, grad_final)
+
+
+def gradients(scan: Chunks, ungated: Tensor | None, grad: Tensor | None, grad_final: Tensor | None) -> Inputs:
+    """Do so for a scan as the kernels take it."""
     x, dt, A, B, C, D, z, bias, state = scan.inputs
     grad, dz = (torch.zeros_like(x), None) if grad is None else _through_gate(scan, grad, ungated)
     entering = leaving = scan.sums
@@ -255,7 +263,10 @@ def gradients(scan: Chunks, ungated: Tensor | None, grad: Tensor | None, grad_fi
     dx, dsizes, dsums, of_D = _head_gradients(scan, given, strides)
     dB, dC = _group_gradients(scan, given, strides)
     ddt, dA, dbias = _step_gradients(scan, dsizes, dsums)
-    dD = None if D is None else of_D.sum((0, 2) if D.dim() == 1 else 0, dtype=torch.float64).to(D.dtype)
+    dD = None if D is None else torch.empty_like(D, memory_format=torch.contiguous_format)
+    if dD is not None:
+        width = scan.n_dim if dD.dim() == 1 else 1
+        add_up(of_D, dD, width=width, strides=(0, width))
     dstate = None if state is None or first is None else first.to(state.dtype)
     dz = torch.zeros_like(z) if z is not None and dz is None else dz
     return Inputs(dx, ddt, dA, dB, dC, dD, dz, dbias, dstate)
@@ -300,13 +311,14 @@ def _step_gradients(scan: Chunks, dsizes: Tensor, dsums: Tensor) -> tuple[Tensor
     """Gradients of dt, A and the bias from those of the step sizes and of the sums of size A."""
     (dt, A, bias), given = scan.steppers(), scan.inputs.dt_bias
     ddt = torch.empty_like(dt)
-    by_chunk = dsums.new_empty(2, scan.n_batch * scan.n_chunks, scan.n_heads)
-    tensors = (dt, A, bias, dsizes, dsums, ddt, by_chunk[0], by_chunk[1])
+    of_A, of_bias = (dsums.new_empty(scan.n_batch * scan.n_chunks, scan.n_heads) for _ in range(2))
+    tensors = (dt, A, bias, dsizes, dsums, ddt, of_A, of_bias)
     scan.by_steps(sizes_gradient_kernel, tensors, (dt.stride(), ddt.stride()))
-    if given is None:
-        return ddt, by_chunk[0].sum(0).to(A.dtype), None
-    dA, dbias = by_chunk.sum(1)
-    return ddt, dA.to(A.dtype), dbias.to(given.dtype)
+    dA, dbias = torch.empty_like(A), None if given is None else torch.empty_like(bias)
+    add_up(of_A, dA, strides=(0, 1))
+    if dbias is not None:
+        add_up(of_bias, dbias, strides=(0, 1))
+    return ddt, dA, dbias
 
 
 def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor, Tensor]:
@@ -318,9 +330,8 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
     programs = scan.n_batch * scan.n_chunks * scan.groups * blocks
     per_share = ceil_div(heads, min(heads, ceil_div(PROGRAMS_WANTED, programs)))
     shares = ceil_div(heads, per_share)
-    room = [
-        torch.empty(shares, *t.shape, dtype=t.dtype if shares == 1 else torch.float32, device=t.device) for t in (B, C)
-    ]
+    results = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (B, C)]
+    room = [t.new_empty(shares, *t.shape, dtype=torch.float32) if shares > 1 else t.unsqueeze(0) for t in results]
     named = scan.order | scan.kind | {"DIMS": dims, "STATES": states, "ALL_DIMS": ceil_div(scan.n_dim, dims) * dims}
     group_kernel.launch(
         programs * shares,
@@ -328,5 +339,7 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
         (*strides, *(t.stride() for t in room), *scan.shape(), shares, per_share),
         common.constants(warps, LINKED=scan.linked, EXACT=scan.exact, **named),
     )
-    dB, dC = (t[0] if shares == 1 else t.sum(0).to(own.dtype) for t, own in zip(room, (B, C), strict=True))
-    return dB, dC
+    if shares > 1:
+        for of, total in zip(room, results, strict=True):
+            add_up(of, total, strides=(0, 1))
+    return results[0], results[1]
