@@ -97,22 +97,36 @@ def field(a, start, length):
     return high >> (width - length).astype(a.dtype)
 
 
+def numbers_of(bits: np.ndarray, kind: str) -> np.ndarray:
+    """Numbers that tensor cores make of 16 or, for tf32, 32 bits."""
+    if kind == "tf32":
+        return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    return (from_bf16(bits) if kind == "bf16" else bits.view(np.float16)).astype(np.float64)
+
+
+def from_lanes(a: np.ndarray, kind: str) -> np.ndarray:
+    """The left matrix of a product, [16, k], from registers [n, lane]."""
+    g, t = LANE // 4, LANE % 4
+    found = np.zeros((16, 8 if kind == "tf32" else 16))
+    for i in range(4):
+        if kind == "tf32":
+            found[g + 8 * (i % 2), t + 4 * (i // 2)] = numbers_of(a[i], kind)
+        else:
+            for half in range(2):
+                found[g + 8 * (i % 2), 2 * t + half + 8 * (i // 2)] = halves(a[i], kind)[:, half]
+    return found
+
+
 def product(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind: str) -> np.ndarray:
     """What `mma.m16n8` adds to c: registers [n, lane] of a [16, k], b [k, 8] and c [16, 8]."""
     g, t = LANE // 4, LANE % 4
-    if kind == "tf32":
-        left, right = np.zeros((16, 8)), np.zeros((8, 8))
-        a, b = (((x & np.uint32(0xFFFFE000)).view(np.float32)) for x in (a, b))
-        for i in range(4):
-            left[g + 8 * (i % 2), t + 4 * (i // 2)] = a[i]
-        for i in range(2):
-            right[t + 4 * i, g] = b[i]
-    else:
-        left, right = np.zeros((16, 16)), np.zeros((16, 8))
-        for half in range(2):
-            for i in range(4):
-                left[g + 8 * (i % 2), 2 * t + half + 8 * (i // 2)] = halves(a[i], kind)[:, half]
-            for i in range(2):
+    left = from_lanes(a, kind)
+    right = np.zeros((left.shape[1], 8))
+    for i in range(2):
+        if kind == "tf32":
+            right[t + 4 * i, g] = numbers_of(b[i], kind)
+        else:
+            for half in range(2):
                 right[2 * t + half + 8 * i, g] = halves(b[i], kind)[:, half]
     found = left @ right
     return np.stack([(c[i] + found[g + 8 * (i // 2), 2 * t + i % 2]).astype(np.float32) for i in range(4)])

@@ -1,4 +1,4 @@
-"""An emulator of PTX: runs compiled GPU kernels on the CPU, in the memory of the process; and a driver for Triton.
+"""An emulator of PTX: runs compiled GPU kernels on the CPU, in the memory of the process.
 
 A warp is 32 lanes of NumPy arrays. The warps of a program run one after the other, in an order drawn anew between two
 barriers, so that it is seen where one reads what another writes without a barrier. Memory has to be aligned as a GPU
@@ -10,8 +10,6 @@ import ctypes
 import random
 import re
 from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,12 +27,12 @@ from ptx_arithmetic import (
     UNARY,
     FaultError,
     converted,
+    from_lanes,
     product,
-    word,
 )
+from ptx_warpgroup import operand
 
 LOWEST, HIGHEST = 1 << 16, 1 << 48  # between them lies the memory of a process
-TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 
 
 @cache
@@ -308,6 +306,37 @@ class Kernel:
 
         return go
 
+    def on_fence(self, parts, operands):
+        """Order memory for the units that copy and multiply by themselves: here all is done at once."""
+        return lambda r, mask: None
+
+    def on_wgmma(self, parts, operands):
+        """Multiply the 16 rows of this warp, of 64 x k, by k x n and add; waiting for it is nothing."""
+        if parts[1] != "mma_async":
+            return lambda r, mask: None
+        size = re.fullmatch(r"m64n(\d+)k(\d+)", parts[4])
+        if not size or parts[5] != "f32" or operands[4:6] != ["1", "1"]:
+            raise FaultError(f"product {parts} {operands[4:]}")
+        width, depth, kind = int(size[1]), int(size[2]), parts[-1]
+        puts = [self.target(x) for x in listed(operands[0])]
+        sums = [self.value(x, TYPES["f32"]) for x in listed(operands[0])]
+        in_lanes, turned = operands[1].startswith("{"), [x == "1" for x in operands[6:]] or [False, False]
+        rows = [self.value(x, BITS) for x in listed(operands[1])] if in_lanes else self.value(operands[1], TYPES["u64"])
+        columns, adds = self.value(operands[2], TYPES["u64"]), self.value(operands[3], LOGICAL)
+
+        def go(r, mask):
+            shared, first = r.spaces["shared"], r.special["%tid.x"][0] // LANES % 4 * 16
+            if in_lanes:
+                left = from_lanes(np.stack([x(r) for x in rows]), kind)
+            else:
+                left = operand(shared, int(rows(r)[0]), 64, depth, kind, turned[0])[first : first + 16]
+            found = left @ operand(shared, int(columns(r)[0]), width, depth, kind, turned[-1]).T
+            for i, (put, before) in enumerate(zip(puts, sums, strict=True)):
+                own = found[LANE // 4 + i // 2 % 2 * 8, i // 4 * 8 + LANE % 4 * 2 + i % 2]
+                put(r, (np.where(adds(r), before(r), 0) + own).astype(np.float32), mask)
+
+        return go
+
     def launch(self, programs: int, warps: int, shared: int, params: list[int]) -> None:
         """Run programs, each of some warps, on parameters in the order of the kernel's."""
         room = np.zeros(8 * len(params), np.uint8)
@@ -343,58 +372,3 @@ class Kernel:
                 if kind == "ret":
                     return
                 at = self.labels[what]
-
-
-def flat(value: Any) -> list:
-    """What tuples hold, at any depth."""
-    return [y for x in value for y in flat(x)] if isinstance(value, tuple | list) else [value]
-
-
-class Driver:
-    """What Triton takes for a GPU whose tensors lie in the memory of the CPU.
-
-    Parameters
-    ----------
-    arch : str
-        A key of TARGETS.
-    """
-
-    def __init__(self, arch: str):
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", TARGETS[arch], 32)
-        self.launches: dict[str, int] = {}  # by kernel
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 232_448},
-            load_binary=lambda *args: (1, 1, 32, 0, 1024),
-            unload_module=lambda module: None,
-        )
-
-    def get_current_target(self):
-        """What to compile for."""
-        return self.target
-
-    def get_current_device(self) -> int:
-        """Where tensors of the CPU say they are."""
-        return -1
-
-    def get_current_stream(self, device: int) -> int:
-        """None."""
-        return 0
-
-    def launcher_cls(self, source, metadata):
-        """What Triton launches a compiled kernel by."""
-        from triton.runtime.cache import get_cache_manager
-
-        files = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json")
-        kernel = Kernel(Path(next(path for name, path in files.items() if name.endswith(".ptx"))).read_text())
-        kinds = flat(tuple(source.signature.values()))
-
-        def launch(x, y, z, stream, function, packed, told, enter, leave, *args):
-            given = zip(flat(args), kinds, strict=True)
-            values = [word(v, kind) for v, kind in given if kind != "constexpr"]
-            values += [0] * (len(kernel.params) - len(values))  # memory that Triton gives to what asks for it: none
-            self.launches[metadata.name] = self.launches.get(metadata.name, 0) + 1
-            kernel.launch(x * y * z, metadata.num_warps, metadata.shared, values)
-
-        return launch

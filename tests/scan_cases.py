@@ -27,7 +27,7 @@ needs_emulator = pytest.mark.skipif(
     reason="the emulator needs triton, and the memory of a process as Linux lays it out",
 )
 if EMULATED:
-    from ptx_emulator import Driver
+    from ptx_driver import Driver
     from triton.runtime import driver
 
     driver.set_active(Driver(EMULATED))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ptx_arithmetic import FaultError, exp2, field, from_bf16, product, quotient, shifted, to_bf16, upper_half, word
 from ptx_emulator import Kernel
+from ptx_warpgroup import operand
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes the memory of a process as Linux lays it out")
 HEAD = """
@@ -25,7 +26,7 @@ HEAD = """
 
 def run(body, given, warps=1, number=0, programs=1):
     """Run a kernel on one array, which it may change; %rd1 is the address of a lane's own number."""
-    Kernel(f"{HEAD}{body}\nret;\n}}").launch(programs, warps, 1024, [given.ctypes.data, number])
+    Kernel(f"{HEAD}{body}\nret;\n}}").launch(programs, warps, 4096, [given.ctypes.data, number])
     return given
 
 
@@ -69,6 +70,68 @@ def test_products_of_matrices(kind, depth):
     found, expected = product(left, right, start, kind), c.double() + a.double() @ b.double()
     for n in range(4):
         assert np.allclose(found[n], expected[rows + 8 * (n // 2), lane % 4 * 2 + n % 2].numpy(), rtol=1e-6, atol=1e-6)
+
+
+def stored(matrix, span, along, across, start=0):
+    """A matrix [rows, bytes] in memory: eight rows are a block, and 16 bytes of a row take turns within it."""
+    memory = np.zeros(1 << 16, np.uint8)
+    for row, line in enumerate(matrix):
+        for i in range(0, len(line), 16):
+            turn = row % 8 * span // 128 if span > 16 else 0
+            chunk = i % span // 16 ^ turn
+            place = start + row // 8 * across + i // span * along + row % 8 * span + chunk * 16
+            memory[place : place + 16] = line[i : i + 16]
+    return memory
+
+
+@pytest.mark.parametrize(("swizzle", "span"), [(0, 16), (1, 128), (2, 64), (3, 32)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", ["bf16", "tf32"])
+def test_matrices_lie_where_descriptors_say(swizzle, span, turned, kind):
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)).bfloat16()  # numbers that tf32 has, too
+    given = x.float().numpy() if kind == "tf32" else x.view(torch.int16).numpy()
+    lines = np.ascontiguousarray(given.T if turned else given).view(np.uint8)
+    along, across, start = 4096, 1024, 8192
+    memory = stored(lines, span, along, across, start)
+    descriptor = start >> 4 | along >> 4 << 16 | across >> 4 << 32 | swizzle << 62
+    assert np.array_equal(operand(memory, descriptor, 32, 16, kind, turned), x.double().numpy())
+    with pytest.raises(FaultError, match="base offset"):
+        operand(memory, descriptor | 1 << 49, 32, 16, kind, turned)
+
+
+@pytest.mark.parametrize(("adds", "before"), [("1", 1.0), ("0", 0.0)])
+def test_products_of_a_warpgroup(adds, before):
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randn(64, 16, generator=generator).bfloat16()
+    fill = """
+    mov.b32 %r2, 0f3F800000;
+    mov.b32 %r3, 0f3F800000;
+    mov.b32 %r4, 0f3F800000;
+    mov.b32 %r5, 0f3F800000;
+    shl.b32 %r6, %r0, 4;
+    ld.global.v4.b32 { %r7, %r8, %r9, %r10 }, [ %rd2 + 0 ];
+    """
+    body = f"""
+    mul.wide.u32 %rd2, %r0, 16;
+    add.s64 %rd2, %rd0, %rd2;
+    {fill}
+    st.shared.v4.b32 [%r6], {{ %r7, %r8, %r9, %r10 }};
+    bar.sync 0;
+    fence.proxy.async.shared::cta;
+    wgmma.fence.sync.aligned;
+    mov.b64 %rd3, {128 >> 4 << 16 | 128 >> 4 << 32};
+    mov.b64 %rd4, {128 >> 4 << 16 | 256 >> 4 << 32};
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r2,%r3,%r4,%r5}}, %rd4, %rd3, {adds}, 1, 1, 0, 0;
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned 0;
+    st.global.v4.b32 [ %rd2 + 0 ], {{ %r2, %r3, %r4, %r5 }};
+    """
+    blocks = left.view(8, 8, 2, 8).transpose(1, 2).contiguous()  # of 8 rows and 16 bytes
+    room = blocks.view(torch.int16).numpy().view(np.float32).ravel().copy()
+    found = run(body, room, warps=4).reshape(4, 8, 4, 4)  # warp, row, pair of columns, numbers of a lane
+    expected = left.double() @ left[:8].double().T + before
+    rows = np.concatenate([found[..., :2].reshape(4, 8, 8), found[..., 2:].reshape(4, 8, 8)], 1).reshape(64, 8)
+    assert np.allclose(rows, expected.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_whole_numbers():

@@ -38,13 +38,14 @@ def test_in_the_interpreter():
 
 @needs_emulator
 def test_compiled_for_a_gpu():
-    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_EMULATOR="sm_80")
+    run_checks(__file__, "-k", FEW, SSMSEQ_TEST_EMULATOR="sm_90")
 
 
 @needs_emulator
 @pytest.mark.slow
-def test_all_compiled_for_a_gpu():
-    run_checks(__file__, SSMSEQ_TEST_EMULATOR="sm_80")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_all_compiled_for_a_gpu(arch):
+    run_checks(__file__, SSMSEQ_TEST_EMULATOR=arch)
 
 
 @pytest.mark.gpu

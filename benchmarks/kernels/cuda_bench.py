@@ -117,7 +117,7 @@ def _serve_cpu_tensors() -> None:
         )
     from ssmseq_kernels import cuda
 
-    ops.KERNELS["cpu"] = cuda
+    ops.KERNELS["cpu"], ops.cpu = cuda, None
     ssd.has_scan, ssd.has_tiles = (lambda device: False), (lambda device: True)
 
 
