@@ -201,6 +201,18 @@ def test_a_call_that_copies_is_never_shortened(cut, driver):
         assert driver.notes[-1][11] != weight.data_ptr()
 
 
+def test_a_view_that_begins_elsewhere_is_not_taken_for_another_tensor(cut, driver):
+    replay, step = import_module("ssmseq_kernels.triton_replay"), import_module("ssmseq_kernels.cuda").conv_update
+    later = replay.Replayed(lambda x, state, weight: step.function(x[1:], state, weight, None, False))
+    replay.functions.remove(later)
+    weight = torch.zeros(4, 2)
+    for room, state in ((torch.zeros(3, 4), None), (torch.zeros(2, 4), torch.zeros(1, 1, 4))):
+        state = room[1].view(1, 1, 4) if state is None else state  # where what is launched begins, at first
+        later(room[:2], state, weight)
+        assert driver.notes[-1][9:11] == (room[1].data_ptr(), state.data_ptr())
+    assert list(later.known.values()) == [None]
+
+
 def test_what_is_compiled_for_one_kind_serves_no_other(common, driver, monkeypatch):
     def step(n_channels=16, dtype=torch.float32, offset=0, spread=1, width=3):
         room = torch.zeros(2, n_channels * spread + 8, dtype=dtype)

@@ -268,9 +268,9 @@ def conv_backward(grad_y, x, weight, bias, initial_state, seq_idx, silu, reverse
         grad = torch.empty_like(x, dtype=torch.float32)
         _convolve(*tensors, seq_idx, silu, reverse, grad, grad_y, sums)
         _transposed(grad, weight, seq_idx, reverse, dx, None if initial_state is None else early)
-        add_up(sums, dweight, inner=width, strides=(1, x.shape[2]))
+        add_up(sums, dweight, turned=True)
         if bias is not None:
-            add_up(sums, dbias, start=width * x.shape[2], strides=(0, 1))
+            add_up(sums, dbias, start=width * x.shape[2])
     return dx, dweight, dbias, early
 
 

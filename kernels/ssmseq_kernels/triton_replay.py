@@ -69,9 +69,22 @@ class Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ALLOCATIONS:
             self.made.append(out)
-        elif name not in HARMLESS:
+        elif name not in HARMLESS or self.moves(args[0], out):
             self.complete = False
         return out
+
+    def moves(self, x: Any, out: Any) -> bool:
+        """Whether a view of an input begins elsewhere: where it does, another input may begin as well."""
+        views = [y for y in (out if isinstance(out, list | tuple) else [out]) if isinstance(y, Tensor)]
+        return any(y.data_ptr() not in (0, x.data_ptr()) for y in views) and self.allocation(x.data_ptr()) is None
+
+    def allocation(self, address: int) -> int | None:
+        """Which allocation holds an address, the latest if memory of an earlier one is used again."""
+        for i in reversed(range(len(self.made))):
+            start = self.made[i].data_ptr()
+            if start and start <= address < start + self.made[i].untyped_storage().nbytes():
+                return i
+        return None
 
     def launched(self, known: tuple | None, programs: int, tensors: tuple, numbers: tuple) -> None:
         """Note a launch, and what is known of its kernel."""
@@ -84,14 +97,13 @@ class Recorder(TorchDispatchMode):
         self.launches.append((programs, run, function, packed, pairs, spots, (*numbers, *rest)))
 
     def place(self, x: Tensor) -> Place:
-        """Where a tensor begins, in terms of inputs and allocations; the latest of those at one address."""
+        """Where a tensor begins, in terms of inputs and allocations."""
         address = x.data_ptr()
         if not address:
             return NOWHERE
-        for i in reversed(range(len(self.made))):
-            start = self.made[i].data_ptr()
-            if start and start <= address < start + self.made[i].untyped_storage().nbytes():
-                return self.count + i, address - start
+        i = self.allocation(address)
+        if i is not None:
+            return self.count + i, address - self.made[i].data_ptr()
         if address not in self.inputs:
             self.complete = False
             return NOWHERE

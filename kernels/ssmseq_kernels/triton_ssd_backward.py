@@ -266,7 +266,7 @@ def gradients(scan: Chunks, ungated: Tensor | None, grad: Tensor | None, grad_fi
     dD = None if D is None else torch.empty_like(D, memory_format=torch.contiguous_format)
     if dD is not None:
         width = scan.n_dim if dD.dim() == 1 else 1
-        add_up(of_D, dD, width=width, strides=(0, width))
+        add_up(of_D, dD, width=width)
     dstate = None if state is None or first is None else first.to(state.dtype)
     dz = torch.zeros_like(z) if z is not None and dz is None else dz
     return Inputs(dx, ddt, dA, dB, dC, dD, dz, dbias, dstate)
@@ -315,9 +315,9 @@ def _step_gradients(scan: Chunks, dsizes: Tensor, dsums: Tensor) -> tuple[Tensor
     tensors = (dt, A, bias, dsizes, dsums, ddt, of_A, of_bias)
     scan.by_steps(sizes_gradient_kernel, tensors, (dt.stride(), ddt.stride()))
     dA, dbias = torch.empty_like(A), None if given is None else torch.empty_like(bias)
-    add_up(of_A, dA, strides=(0, 1))
+    add_up(of_A, dA)
     if dbias is not None:
-        add_up(of_bias, dbias, strides=(0, 1))
+        add_up(of_bias, dbias)
     return ddt, dA, dbias
 
 
@@ -341,5 +341,5 @@ def _group_gradients(scan: Chunks, given: tuple, strides: tuple) -> tuple[Tensor
     )
     if shares > 1:
         for of, total in zip(room, results, strict=True):
-            add_up(of, total, strides=(0, 1))
+            add_up(of, total)
     return results[0], results[1]

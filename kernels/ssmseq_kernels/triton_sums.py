@@ -18,54 +18,38 @@ WARPS = 4
 
 @common.Kernel
 @triton.jit(do_not_specialize=("count",))
-def add_up_kernel(
-    of,
-    total,
-    count,
-    row,
-    start,
-    width,
-    size,
-    inner,
-    outer_stride,
-    inner_stride,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sum `count` rows, `width` neighbours each, into total[i * inner + j], from i and j times their strides."""
+def add_up_kernel(of, total, count, row, start, width, size, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum `count` rows, `width` neighbours each; every `columns` sums become a column of the result."""
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = e < size
-    place = start + (e // inner).to(tl.int64) * outer_stride + e % inner * inner_stride
-    sums = tl.zeros([BLOCK], tl.float64)
+    place = start + e.to(tl.int64) * width
+    sums = tl.zeros([ROWS, BLOCK], tl.float64)
     for first in range(0, count * width, ROWS):
         k = first + tl.arange(0, ROWS)
         offset = (k // width).to(tl.int64) * row + k % width
         mask = (k < count * width)[:, None] & live[None, :]
-        sums += tl.sum(tl.load(of + offset[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float64), axis=0)
-    tl.store(total + e, sums.to(total.dtype.element_ty), mask=live)
+        sums += tl.load(of + offset[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float64)
+    target = e % columns * (size // columns) + e // columns
+    tl.store(total + target, tl.sum(sums, axis=0).to(total.dtype.element_ty), mask=live)
 
 
-def add_up(
-    of: Tensor, total: Tensor, *, start: int = 0, width: int = 1, inner: int | None = None, strides: tuple[int, int]
-) -> None:
+def add_up(of: Tensor, total: Tensor, *, start: int = 0, width: int = 1, turned: bool = False) -> None:
     """Sum over the first axis of a contiguous tensor, and over some neighbours, into another contiguous one.
 
     Parameters
     ----------
     of : Tensor (rows, ...)
     total : Tensor
-        Of any dtype; its elements are numbered i * inner + j.
+        Of any dtype.
     start : int
         Where a row's first number lies that is wanted.
     width : int
         How many neighbours belong to one sum.
-    inner : int, optional
-        All elements of `total` where not given: i is 0.
-    strides : tuple of int
-        Steps in a row of `of` from one i to the next, and from one j.
+    turned : bool
+        Whether the sums of a row are the transposed matrix of `total`.
     """
     size, count = total.numel(), of.shape[0]
     rows = min(MOST_ROWS, power_of_2(count * width))
     block = min(TILE // rows, power_of_2(size))
-    numbers = (count, of.stride(0), start, width, size, inner or size, *strides)
+    numbers = (count, of.stride(0), start, width, size, total.shape[0] if turned else size)
     add_up_kernel.launch(ceil_div(size, block), (of, total), numbers, common.constants(WARPS, ROWS=rows, BLOCK=block))
