@@ -127,14 +127,13 @@ for _name, _function in FUNCTIONS.items():
     _lib.impl(_name, _on_gpu(_function), "CUDA")
 
 
+is_compiling, modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
+transforms, tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state  # type: ignore[attr-defined]
+
+
 def untraced() -> bool:
     """Whether nothing traces, transforms or watches the calls made now."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
-        and torch._C._get_tracing_state() is None
-    )
+    return not is_compiling() and modes() == 0 and transforms() is None and tracing() is None
 
 
 PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None)])
@@ -348,7 +347,11 @@ _EAGER = {
 
 
 def _wants_gradient(tensors: tuple) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def _call(name: str, tensors: tuple, gradient: bool, *flags: bool):

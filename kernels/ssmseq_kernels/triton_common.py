@@ -196,8 +196,8 @@ def kinds_of(tensors: tuple) -> tuple[list, list]:
 
 def watched() -> bool:
     """Whether hooks, such as a profiler's, are to be called at each launch."""
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return any(getattr(hook, "calls", hook) for hook in hooks)  # from 3.5 on, lists of them
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))  # from 3.5 on, lists of them
 
 
 @triton.jit

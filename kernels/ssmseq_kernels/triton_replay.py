@@ -30,14 +30,15 @@ class Tape(NamedTuple):
     """What a call does: what it allocates, what it launches, and which allocations it returns."""
 
     device: int
-    allocations: list[tuple]
+    allocations: list[tuple | Tensor]  # a tensor without elements is itself, every time
     launches: list[tuple]
     results: Any
 
     def play(self, places: list[int]) -> Any:
         """Do it again with inputs at other places."""
         made = [
-            torch.empty_strided(size, stride, dtype=dtype, device=on) for size, stride, dtype, on in self.allocations
+            x if isinstance(x, Tensor) else torch.empty_strided(x[0], x[1], dtype=x[2], device=x[3])
+            for x in self.allocations
         ]
         starts = [*places, *[x.data_ptr() for x in made], 0]
         stream = driver.active.get_current_stream(self.device)
@@ -121,7 +122,8 @@ class Recorder(TorchDispatchMode):
         """Return what has been seen, None if it is not all that was done."""
         results = tuple([self.index(x) for x in result]) if isinstance(result, tuple) else self.index(result)
         whole = self.complete and self.launches
-        return Tape(device, [looks(x) for x in self.made], self.launches, results) if whole else None
+        allocations = [looks(x) if x.numel() else x for x in self.made]
+        return Tape(device, allocations, self.launches, results) if whole else None
 
 
 functions: list["Replayed"] = []
