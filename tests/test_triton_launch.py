@@ -248,6 +248,9 @@ def test_hooks_see_every_launch(common, driver, monkeypatch):
     kernel.launch(*call)
     assert driver.notes[-1][6] is not None  # what is told to
     assert driver.notes[-1][7] is not None  # the hook
+    causal_conv1d_update(torch.zeros(1, 4), torch.zeros(1, 1, 4), torch.ones(4, 2))  # not for the first time
+    assert len(driver.notes) == 4
+    assert driver.notes[-1][7] is not None
 
 
 def test_it_happens_on_the_device_of_the_tensors(driver, monkeypatch):
