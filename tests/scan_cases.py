@@ -31,6 +31,10 @@ if EMULATED:
     from triton.runtime import driver
 
     driver.set_active(Driver(EMULATED))
+if INTERPRETED:
+    import triton_interpreter
+
+    triton_interpreter.patch_once()
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
