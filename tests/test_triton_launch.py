@@ -4,26 +4,36 @@ What stands for the driver of a GPU compiles as for one, and takes down what wou
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import os
+import weakref
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssmseq_kernels import (
     available_backends,
     bidirectional_selective_scan,
     causal_conv1d,
     causal_conv1d_update,
+    conv,
     ops,
     selective_scan,
+    selective_state_update,
+    ssd,
+    ssd_scan,
+    ssd_state_update,
 )
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(ops.cpu is None, reason="the compiled module, which makes calls again, is missing"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter launches nothing"),
 ]
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks" / "kernels"
@@ -127,6 +137,29 @@ def call_everything():
     ops.KERNELS["cpu"].update_heads(torch.zeros(1, 2, 16, 16), *row, softplus=True, limit=(0.1, 1.0))
 
 
+@torch.no_grad()
+def call_without_gradients(monkeypatch):
+    """Call the functions of the library that are made again as a whole, with tensors of Mamba-2 as on a GPU."""
+    inputs, weight = make_scan(length=70), torch.randn(8, 3)
+    pair = (tuple(inputs.values()), tuple(inputs.values()))
+    for final in (False, True):
+        selective_scan(**inputs, return_final_state=final)
+        bidirectional_selective_scan(*pair, return_final_state=final)
+    causal_conv1d(inputs["u"], weight, activation="silu")
+    causal_conv1d_update(torch.randn(2, 8), torch.randn(2, 2, 8), weight)
+    for name in ("update", "update_heads"):  # which come first where tensors are on the CPU
+        monkeypatch.setattr(ops.cpu, name, lambda *args, **options: None)
+    monkeypatch.setattr(ssd, "has_tiles", lambda device: True)
+    state = inputs.pop("initial_state")
+    selective_state_update(state, **{k: v[:, 0] if v.dim() == 3 else v for k, v in inputs.items()})
+    x, dt, B = torch.randn(1, 20, 2, 16), torch.rand(1, 20, 2), torch.randn(1, 20, 1, 16)
+    heads = (x, dt, torch.rand(2), B, B.clone(), torch.rand(2), x.clone())
+    for limit in (ssd.NO_LIMIT, (0.1, 1.0)):
+        ssd_scan(*heads, dt_limit=limit, return_final_state=True)
+        row = [t[:, 0] if t.dim() > 2 else t for t in heads]
+        ssd_state_update(torch.zeros(1, 2, 16, 16), *row, dt_limit=limit)
+
+
 def test_the_launch_is_the_one_that_triton_makes(cut, common, driver, monkeypatch):
     call_everything()
     names = []
@@ -156,29 +189,65 @@ def named(call, inputs, results):
 
 def test_a_call_made_again_launches_the_same(cut, driver, monkeypatch):
     replay = import_module("ssmseq_kernels.triton_replay")
-    seen, shortened = [], []
+    seen, shortened, within = [], [], []
 
     def compare(self, *args):
         """Call three times on other tensors each time: as it is, watched, and made again."""
+        if within:  # a function that is compared itself
+            return self.function(*args)
+        within.append(self)
         launched, results = [], []
         for call in (self.function, self.call, self.call):
             own = [torch.empty_like(x).copy_(x) if isinstance(x, torch.Tensor) else x for x in args]
             driver.notes.clear()
             found = call(*own)
-            made = found if isinstance(found, tuple) else (found,)
+            made = replay.flat((found,))
             launched.append([named(note[9:], own, made) for note in driver.notes])
             results.append([None if x is None else (x.shape, x.stride(), x.dtype) for x in made])
+        within.pop()
         assert launched[0] == launched[2]
         assert results[0] == results[2]
-        seen.append(self.function.__name__)
+        seen.append(self.function)
         shortened.append(any(self.known.values()))
         return self.function(*args)
 
     monkeypatch.setattr(replay.Replayed, "call", replay.Replayed.__call__, raising=False)
     monkeypatch.setattr(replay.Replayed, "__call__", compare)
     call_everything()
-    assert set(seen) == {x.function.__name__ for x in replay.functions}
+    call_without_gradients(monkeypatch)
+    assert set(seen) == {x.function for x in replay.functions}
     assert all(shortened)
+
+
+def test_only_plain_calls_are_made_again(driver, monkeypatch):
+    """Not those that are to be differentiated, or that are watched by somebody else."""
+    replay, asked = import_module("ssmseq_kernels.triton_replay"), []
+    monkeypatch.setattr(replay.Replayed, "__call__", lambda self, *args: asked.append(self) or self.function(*args))
+    whole = replay.replayed(conv._convolve)
+    x, weight = torch.zeros(1, 3, 4), torch.zeros(4, 2)
+    causal_conv1d(x, weight)
+    assert asked.pop(0) is whole
+    causal_conv1d(x.requires_grad_(), weight)
+    with torch.no_grad(), FlopCounterMode(display=False):
+        causal_conv1d(x, weight)
+    assert whole not in asked
+    asked.clear()
+    with FakeTensorMode():
+        causal_conv1d(torch.zeros(1, 3, 4), torch.zeros(4, 2))
+    assert not asked
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_is_kept_of_calls_holds_no_graph(driver, both):
+    inputs = make_scan()
+    for _ in range(3):
+        u = inputs["u"] * 2
+        there = weakref.ref(u)
+        one = tuple((inputs | {"u": u}).values())
+        y = bidirectional_selective_scan(one, one) if both else selective_scan(**inputs | {"u": u})
+        del u, y, one
+        gc.collect()
+        assert there() is None
 
 
 @pytest.mark.parametrize("order", [(0, 0, 1, 1, 0, 1), (1, 1, 0, 0, 1, 0)])
@@ -197,7 +266,7 @@ def test_a_call_that_copies_is_never_shortened(cut, driver):
     for _ in range(3):
         step.function(torch.zeros(1, 4), torch.zeros(1, 1, 4), weight, None, False)
         step(torch.zeros(1, 4), torch.zeros(1, 1, 4), weight, None, False)
-        assert list(step.known.values()) == [None]
+        assert step.known.values() == [False]
         assert driver.notes[-1][11] != weight.data_ptr()
 
 
@@ -210,7 +279,7 @@ def test_a_view_that_begins_elsewhere_is_not_taken_for_another_tensor(cut, drive
         state = room[1].view(1, 1, 4) if state is None else state  # where what is launched begins, at first
         later(room[:2], state, weight)
         assert driver.notes[-1][9:11] == (room[1].data_ptr(), state.data_ptr())
-    assert list(later.known.values()) == [None]
+    assert later.known.values() == [False]
 
 
 def test_what_is_compiled_for_one_kind_serves_no_other(common, driver, monkeypatch):

@@ -5,13 +5,13 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "calls.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -25,62 +25,6 @@ using ssmseq::Sequence;
 using ssmseq::Update;
 
 namespace {
-
-// What a call depends on beside the numbers in its tensors, as bytes, and the addresses of those: dtypes, devices, shapes,
-// strides, alignment, which begin at one place, and other arguments.
-class Call {
-  std::string key_;
-  std::vector<int64_t> places_;
-
-  template <class T> void add(const T& x) { key_.append(reinterpret_cast<const char*>(&x), sizeof(T)); }
-  bool add_tensor(nb::handle x) {
-    ssmseq::dlpack::Tensor t;
-    if (!ssmseq::Reader::get().describe(x, &t)) return false;
-    bool empty = false;
-    add('t');
-    add(t.dtype);
-    add(t.device_type);
-    add(t.device_id);
-    add(t.ndim);
-    for (int i = 0; i < t.ndim; ++i) {
-      add(t.shape[i]);
-      add(t.strides[i]);
-      empty |= !t.shape[i];
-    }
-    const int64_t place = empty ? 0 : reinterpret_cast<int64_t>(t.data) + static_cast<int64_t>(t.byte_offset);
-    add(place % 16 == 0);
-    add(std::find(places_.begin(), places_.end(), place) - places_.begin());
-    places_.push_back(place);
-    return true;
-  }
-
- public:
-  bool add_argument(nb::handle x) {  // false where there is no such description
-    if (ssmseq::Reader::get().plain(x)) return add_tensor(x);
-    if (x.is_none()) {
-      add('n');
-    } else if (PyBool_Check(x.ptr()) || PyLong_Check(x.ptr())) {
-      add(PyBool_Check(x.ptr()) ? 'b' : 'i');
-      add(nb::cast<int64_t>(x));
-    } else if (PyFloat_Check(x.ptr())) {
-      add('f');
-      add(PyFloat_AS_DOUBLE(x.ptr()));
-    } else if (PyTuple_Check(x.ptr())) {
-      add('(');
-      for (nb::handle own : nb::borrow<nb::tuple>(x))
-        if (!add_argument(own)) return false;
-      add(')');
-    } else {
-      return false;
-    }
-    return true;
-  }
-  nb::object description() const {
-    nb::list places;
-    for (int64_t place : places_) places.append(place);
-    return nb::make_tuple(nb::bytes(key_.data(), key_.size()), places);
-  }
-};
 
 struct Isa {
   const char* name;
@@ -361,10 +305,21 @@ NB_MODULE(_cpu, m) {
   m.attr("CHUNK") = ssmseq::kChunk;           // steps between two kept states
   m.def("use_exchange_table", [](bool wanted) { return ssmseq::Reader::get().use_table(wanted); },
         "Read tensors through DLPack's exchange table or not; returns whether it is used.");
-  m.def("describe", [](nb::tuple arguments) -> nb::object {
-    Call call;
-    return call.add_argument(arguments) ? call.description() : nb::none();
-  });
+  nb::set_leak_warnings(false);  // what is remembered lives as long as the modules of Python do
+  m.def("requires_grad", [](nb::tuple arguments) { return ssmseq::requires_grad(arguments); });
+  nb::class_<ssmseq::Tape>(m, "Tape")
+      .def(nb::init<int, nb::handle, nb::handle, nb::object>(), nb::arg("device"), nb::arg("allocations"),
+           nb::arg("launches"), nb::arg("results").none())
+      .def_ro("device", &ssmseq::Tape::device);
+  nb::class_<ssmseq::Memory>(m, "Memory")
+      .def(nb::init<size_t>())
+      .def("find", [](const ssmseq::Memory& known, nb::tuple call) { return known.find(call); })
+      .def("keep", [](ssmseq::Memory& known, nb::tuple call, nb::object value) { known.keep(call, std::move(value)); })
+      .def("again", [](const ssmseq::Memory& known, nb::tuple call, int device, nb::handle stream) {
+        return known.again(call, device, stream);
+      })
+      .def("values", &ssmseq::Memory::values)
+      .def("clear", &ssmseq::Memory::clear);
   m.def("forward", [](nb::tuple calls, int threads) {
     if (is_double(field(field(calls, 0), 2))) scan_forward<double>(active.scan->forward_f64, calls, threads);
     else scan_forward<float>(active.scan->forward_f32, calls, threads);

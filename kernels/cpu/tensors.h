@@ -3,6 +3,7 @@
 #pragma once
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels.h"
@@ -38,6 +39,13 @@ struct View {  // a tensor of up to four axes; null if none was given, or it is 
   bool bfloat = false;
   int64_t shape[4] = {}, stride[4] = {};
   Kind kind() const { return bits != 16 ? Kind::native : bfloat ? Kind::bfloat16 : Kind::float16; }
+};
+
+struct Looks {  // what is to be known of a tensor on any device beside the numbers in it
+  static constexpr int kMostAxes = 8;
+  int64_t dtype = 0, device = 0, place = 0;  // place is 0 if there are no numbers
+  int32_t axes = 0;
+  int64_t shape[kMostAxes], stride[kMostAxes];
 };
 
 class Reader {
@@ -92,6 +100,21 @@ class Reader {
     v.p = static_cast<char*>(t.data) + t.byte_offset;
     return v;
   }
+  bool look_by_methods(nanobind::handle x, Looks* t) const {
+    const bool on_cpu = nanobind::cast<bool>(x.attr("is_cpu"));
+    if (!on_cpu && !nanobind::cast<bool>(x.attr("is_cuda"))) return false;
+    nanobind::object shape = x.attr("shape"), stride = x.attr("stride")();
+    t->axes = static_cast<int>(nanobind::len(shape));
+    if (t->axes > Looks::kMostAxes) return false;
+    for (int i = 0; i < t->axes; ++i) {
+      t->shape[i] = integer(shape[i]);
+      t->stride[i] = integer(stride[i]);
+    }
+    t->dtype = reinterpret_cast<int64_t>(x.attr("dtype").ptr());  // there is one object of each
+    t->device = on_cpu ? -1 : integer(x.attr("get_device")());
+    t->place = integer(x.attr("data_ptr")());
+    return true;
+  }
 
  public:
   static Reader& get() {
@@ -107,16 +130,35 @@ class Reader {
     if (table->major == 1 && table->tensor_from_object) table_ = table;
     return table_;
   }
-  bool describe(nanobind::handle x, dlpack::Tensor* t) const {  // a tensor on any device; false if it cannot be read
-    if (!table_) return false;
-    if (!table_->tensor_from_object(x.ptr(), t)) return true;
-    PyErr_Clear();
-    return false;
+  // Look at a tensor on any device; false if that cannot be done, as with those without memory.
+  bool look(nanobind::handle x, Looks* t) const {
+    if (!table_) {
+      if (!look_by_methods(x, t)) return false;
+    } else {
+      dlpack::Tensor found;
+      if (table_->tensor_from_object(x.ptr(), &found)) {
+        PyErr_Clear();
+        return false;
+      }
+      if (found.ndim > Looks::kMostAxes) return false;
+      t->axes = found.ndim;
+      std::copy_n(found.shape, found.ndim, t->shape);
+      std::copy_n(found.strides, found.ndim, t->stride);
+      t->dtype = found.dtype.code << 16 | found.dtype.bits;
+      t->device = int64_t{found.device_type} << 32 | found.device_id;
+      t->place = reinterpret_cast<int64_t>(found.data) + static_cast<int64_t>(found.byte_offset);
+    }
+    for (int i = 0; i < t->axes; ++i)
+      if (!t->shape[i]) t->place = 0;
+    return true;
   }
   // Neither None nor of a class derived from Tensor, such as those that tracing uses.
   bool plain(nanobind::handle x) const {
     PyTypeObject* type = Py_TYPE(x.ptr());
     return reinterpret_cast<PyObject*>(type) == tensor_.ptr() || reinterpret_cast<PyObject*>(type) == parameter_.ptr();
+  }
+  bool is_tensor(nanobind::handle x) const {
+    return plain(x) || (!x.is_none() && !PyLong_Check(x.ptr()) && PyObject_IsInstance(x.ptr(), tensor_.ptr()) == 1);
   }
   View operator()(nanobind::handle x) const {
     if (x.is_none()) return View();

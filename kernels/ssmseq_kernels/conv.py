@@ -57,6 +57,11 @@ def causal_conv1d(
         If a tensor is not real floating point, or `seq_idx` not of integers.
     """
     silu = _is_silu(activation)
+    call = (x, weight, bias, initial_state, seq_idx, silu, reverse, return_final_state)
+    return ops.again(_convolve, call)
+
+
+def _convolve(x, weight, bias, initial_state, seq_idx, silu, reverse, return_final_state):
     weight = _flat(weight)
     tensors = ops.fitted(_check_conv, x, weight, bias, initial_state, seq_idx)
     if ops.has_kernel(x.device) and weight.shape[1] <= ops.WIDEST:
@@ -97,7 +102,10 @@ def causal_conv1d_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
-    silu = _is_silu(activation)
+    return ops.again(_one_step, (x, state, weight, bias, _is_silu(activation)))
+
+
+def _one_step(x, state, weight, bias, silu):
     _, _, w, b = tensors = ops.fitted(_check_step, x, state, _flat(weight), bias)
     if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST and w.dtype in (x.dtype, torch.float32):
         return ops.step("causal_conv1d_update", tuple(tensors), silu)

@@ -22,7 +22,7 @@ from ssmseq_kernels.reference import selective_scan_reference
 from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
 from ssmseq_kernels.triton_common import CHUNK, Constants, constants
 from ssmseq_kernels.triton_conv import conv_backward, conv_forward, conv_update
-from ssmseq_kernels.triton_replay import Replayed
+from ssmseq_kernels.triton_replay import Replayed, replayed
 from ssmseq_kernels.triton_update import update_checked, update_heads
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "conv_update",
     "forward",
     "forward_pair",
+    "replayed",
     "update_checked",
     "update_heads",
 ]

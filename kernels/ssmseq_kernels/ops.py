@@ -8,6 +8,8 @@ the dispatcher, to the same kernels: see `eager`.
 
 import importlib.metadata
 import importlib.util
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -131,9 +133,20 @@ is_compiling, modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_
 transforms, tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state  # type: ignore[attr-defined]
 
 
+class Recording(threading.local):
+    """Who notes what a call on a GPU does in this thread, to do it again."""
+
+    by: Any = None
+
+
+recording = Recording()
+
+
 def untraced() -> bool:
-    """Whether nothing traces, transforms or watches the calls made now."""
-    return not is_compiling() and modes() == 0 and transforms() is None and tracing() is None
+    """Whether nothing traces, transforms or watches the calls made now, but for the recording."""
+    if is_compiling() or transforms() is not None or tracing() is not None:
+        return False
+    return modes() == 0 or (modes() == 1 and recording.by is not None)
 
 
 PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None)])
@@ -144,22 +157,17 @@ def eager(*tensors: torch.Tensor | None) -> bool:
     return untraced() and PLAIN.issuperset(map(type, tensors))
 
 
-def description(args: tuple) -> tuple[Any, list[int]]:
-    """Return what a call depends on beside the numbers in its tensors, as a key; and the addresses of these.
-
-    That is shapes, strides, dtypes, devices, alignment, which tensors begin at one place, and what is no tensor.
-    """
-    found = cpu._cpu.describe(args) if cpu else None
-    if found is not None:
-        return found
-    tensors = [x for x in args if isinstance(x, torch.Tensor)]
-    places = [x.data_ptr() for x in tensors]
-    key = [(x.dtype, x.shape, x.stride(), x.device) if isinstance(x, torch.Tensor) else (type(x), x) for x in args]
-    return (*key, *[place % 16 == 0 for place in places], *[places.index(place) for place in places]), places
+def wants_gradient(call: tuple) -> bool:
+    """Whether a call is to be differentiated, by some tensor among its arguments."""
+    if not torch.is_grad_enabled():
+        return False
+    if cpu and not is_compiling():
+        return cpu._cpu.requires_grad(call)
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in call)
 
 
 Conversions = tuple[tuple[int, torch.dtype], ...]  # which of some tensors become which dtype
-_passed: dict[tuple, Conversions] = {}
+_passed: dict[Callable, Any] = defaultdict(lambda: cpu._cpu.Memory(MOST_PASSED) if cpu else None)
 
 
 def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> list[Any]:
@@ -167,18 +175,28 @@ def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> 
 
     What `check` says depends on shapes, dtypes and devices only; where such tensors have passed, it is not asked again.
     """
-    kind = (check, description(tensors)[0]) if untraced() else ()
-    found = _passed.get(kind)
+    memory = _passed[check] if untraced() else None
+    found = None if memory is None else memory.find(tensors)
     if found is None:
         found = check(*tensors)
-        if len(_passed) >= MOST_PASSED:
-            _passed.clear()
-        if kind:
-            _passed[kind] = found
+        if memory is not None:
+            memory.keep(tensors, found)
     ready: list[Any] = list(tensors)
     for i, dtype in found:
         ready[i] = ready[i].to(dtype)
     return ready
+
+
+def again(function: Callable, call: tuple) -> Any:
+    """Call a function of the library, whose first argument is a tensor.
+
+    Where Triton's kernels serve it, nothing traces and no gradient is wanted, what the function did for such tensors
+    before is done again without its Python.
+    """
+    replayed = getattr(KERNELS.get(call[0].device.type), "replayed", None)
+    if replayed is None or not untraced() or wants_gradient(call):
+        return function(*call)
+    return replayed(function)(*call)
 
 
 def check_device(name: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
@@ -332,11 +350,22 @@ def _differentiable(name: str, setup: Callable, backward: Callable) -> Callable:
     def forward(ctx, *args):
         output = _direct(name, args)
         setup(ctx, args, output)
-        return output
+        if isinstance(output, torch.Tensor):
+            return output
+        wanted = (True, ctx.return_state, False) * 2  # kept states, and empty ones, are not to refer to the graph
+        return tuple([x if want else None for x, want in zip(output, wanted, strict=False)])
 
     # Function itself, not its newer form with a separate setup: that one takes three times as long.
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(name, (torch.autograd.Function,), members).apply
+    return applied(type(name, (torch.autograd.Function,), members))
+
+
+def applied(function: type[torch.autograd.Function]) -> Callable:
+    """Return `function.apply` for eager calls, without its search for tensors that outlived a transform.
+
+    Such tensors have no memory that a kernel could read, which is an error with and without gradients.
+    """
+    return super(torch.autograd.Function, function).apply  # type: ignore[attr-defined]
 
 
 _EAGER = {
@@ -344,14 +373,6 @@ _EAGER = {
     "selective_scan_pair": _differentiable("selective_scan_pair", _pair_setup, _pair_backward),
     "causal_conv1d": _differentiable("causal_conv1d", _conv_setup, _conv_backward),
 }
-
-
-def _wants_gradient(tensors: tuple) -> bool:
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if x is not None and x.requires_grad:
-                return True
-    return False
 
 
 def _call(name: str, tensors: tuple, gradient: bool, *flags: bool):
@@ -362,25 +383,25 @@ def _call(name: str, tensors: tuple, gradient: bool, *flags: bool):
 
 
 def scan(tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
-    """Scan ten tensors: y, final state, kept states."""
-    gradient = _wants_gradient(tensors)
+    """Scan ten tensors: y, and the final state if asked for; what follows is of no use."""
+    gradient = wants_gradient(tensors)
     return _call("selective_scan", tensors, gradient, delta_softplus, reverse, return_state, gradient)
 
 
 def scan_pair(tensors: tuple, delta_softplus: bool, return_state: bool):
     """Scan twice ten tensors, the second ten in reverse: the results of both."""
-    gradient = _wants_gradient(tensors)
+    gradient = wants_gradient(tensors)
     return _call("selective_scan_pair", tensors, gradient, delta_softplus, return_state, gradient)
 
 
 def conv(tensors: tuple, silu: bool, reverse: bool):
     """Convolve five tensors."""
-    return _call("causal_conv1d", tensors, _wants_gradient(tensors), silu, reverse)
+    return _call("causal_conv1d", tensors, wants_gradient(tensors), silu, reverse)
 
 
 def step(name: str, tensors: tuple, flag: bool):
     """Take one step in place, of `selective_state_update` or `causal_conv1d_update`."""
-    if _wants_gradient(tensors):
+    if wants_gradient(tensors):
         raise RuntimeError(
             f"{name} works in place and has no derivative: call it under torch.no_grad(), or train with the whole scan"
         )

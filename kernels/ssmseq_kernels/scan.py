@@ -85,11 +85,17 @@ def selective_scan(
     ----------
     Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
     """
-    tensors = _prepare(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    if ops.has_kernel(u.device):
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    return ops.again(_one_way, (*tensors, delta_softplus, reverse, return_final_state))
+
+
+def _one_way(*call):
+    *given, delta_softplus, reverse, return_final_state = call
+    tensors = _prepare(*given)
+    if ops.has_kernel(tensors[0].device):
         y, state, _ = ops.scan(tensors, delta_softplus, reverse, return_final_state)
     else:
-        _warn_once(u.device.type)
+        _warn_once(tensors[0].device.type)
         y, state = _by_reference(tensors, delta_softplus, reverse)
     return (y, state) if return_final_state else y
 
@@ -129,16 +135,22 @@ def bidirectional_selective_scan(
     Zhu et al., "Vision Mamba", arXiv 2401.09417; Wang et al., "Is Mamba effective for time series forecasting?",
     arXiv 2403.11144.
     """
-    prepared = [_prepare(*args, *[None] * (ops.N_SCAN - len(args))) for args in (forward, reverse)]
+    given = [x for own in (forward, reverse) for x in (*own, *[None] * (ops.N_SCAN - len(own)))]
+    return ops.again(_both_ways, (*given, delta_softplus, return_final_state))
+
+
+def _both_ways(*call):
+    *given, delta_softplus, return_final_state = call
+    prepared = [_prepare(*given[: ops.N_SCAN]), _prepare(*given[ops.N_SCAN :])]
     first, second = prepared
     if ops.has_kernel(first[0].device) and first[2].dtype == second[2].dtype:
-        y, state, _, y_reverse, state_reverse, _ = ops.scan_pair((*first, *second), delta_softplus, return_final_state)
-        pairs = ((y, state), (y_reverse, state_reverse))
-    else:
-        options = {"delta_softplus": delta_softplus, "return_final_state": True}
-        both = zip(prepared, (False, True), strict=True)
-        pairs = [selective_scan(*x[:8], initial_state=x[8], seq_idx=x[9], reverse=back, **options) for x, back in both]
-    return tuple(pairs) if return_final_state else (pairs[0][0], pairs[1][0])
+        y, state, _, y_back, state_back, _ = ops.scan_pair((*first, *second), delta_softplus, return_final_state)
+        return ((y, state), (y_back, state_back)) if return_final_state else (y, y_back)
+    options = {"delta_softplus": delta_softplus, "return_final_state": return_final_state}
+    both = zip(prepared, (False, True), strict=True)
+    return tuple(
+        [selective_scan(*x[:8], initial_state=x[8], seq_idx=x[9], reverse=back, **options) for x, back in both]
+    )
 
 
 def selective_state_update(
@@ -182,10 +194,14 @@ def selective_state_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
-    if ops.cpu is not None and not torch.is_grad_enabled() and ops.untraced() and u.device.type == "cpu":
+    if u.is_cpu and ops.cpu is not None and not torch.is_grad_enabled() and ops.untraced():
         y = ops.cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
+    return ops.again(_one_step, (state, u, delta, A, B, C, D, z, delta_bias, delta_softplus))
+
+
+def _one_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     tensors: Any = ops.fitted(_check_step, state, u, delta, A, B, C, D, z, delta_bias)
     tensors[4:6] = [x if x.dim() == 3 else x.unsqueeze(1) for x in tensors[4:6]]
     if ops.has_kernel(u.device):
@@ -250,7 +266,7 @@ def _warn_once(device: str) -> None:
         f"the selective scan runs on the PyTorch reference on '{device}' tensors, many times slower than the compiled "
         f"kernel: {remedy}. `ssmseq info` tells which kernels this installation has.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=6,
     )
 
 

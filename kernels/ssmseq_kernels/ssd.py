@@ -100,6 +100,12 @@ def ssd_scan(
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    return ops.again(_one_way, (*inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state))
+
+
+def _one_way(*call):
+    *inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state = call
+    x, dt, A, B, C, D, z, dt_bias, initial_state = inputs
     ops.fitted(_check_scan, *inputs, seq_idx)
     limit = limits(dt_limit, dt_softplus)
     in_single = not any(t is not None and t.dtype == torch.float64 for t in inputs)
@@ -165,9 +171,15 @@ def ssd_state_update(
     ----------
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    tensors: list[Any] = [state, x, dt, A, B, C, D, z, dt_bias]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias)
+    if ops.wants_gradient(tensors):
         raise RuntimeError("ssd_state_update works in place and has no derivative: call it under torch.no_grad()")
+    return ops.again(_one_step, (*tensors, dt_softplus, dt_limit))
+
+
+def _one_step(*call):
+    *tensors, dt_softplus, dt_limit = call
+    state, x = tensors[:2]
     limit = limits(dt_limit, dt_softplus)
     if ops.cpu is not None and ops.untraced() and x.device.type == "cpu":
         y = ops.cpu.update_heads(*tensors, softplus=dt_softplus, limit=limit)

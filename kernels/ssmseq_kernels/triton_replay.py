@@ -1,14 +1,16 @@
 """Calls that allocate and launch and do nothing else, made again without their Python.
 
-What such a call does depends on its arguments by no more than `ops.description` tells. The first call of a kind is
-watched; from the second one on its tensors are allocated and its kernels launched, with addresses put in place. A call
-that does more, even once, such as copying a tensor, is never shortened.
+What such a call does depends on shapes, strides, dtypes, devices and alignment of its tensors, on which of them begin
+at one place, and on its other arguments. The first call of a kind is watched. From the second one on the compiled
+module allocates its tensors and launches its kernels, with addresses put in place. A call that does more, even once,
+such as copying a tensor, is never shortened, nor is any without the compiled module.
 """
 
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,35 +24,10 @@ ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 HARMLESS = {"alias", "as_strided", "detach", "expand", "permute", "promote_types", "select", "slice", "squeeze"}
 HARMLESS |= {"t", "transpose", "unbind", "unflatten", "unsqueeze", "view"}
 NOWHERE = (-1, 0)  # of tensors without elements
+COMPILED: Any = ops.cpu._cpu if ops.cpu else None
+UNKNOWN = common.INTERPRETED or torch.version.hip  # what Triton's launcher is called with
 
 Place = tuple[int, int]  # which input or allocation, and bytes from where it begins
-
-
-class Tape(NamedTuple):
-    """What a call does: what it allocates, what it launches, and which allocations it returns."""
-
-    device: int
-    allocations: list[tuple | Tensor]  # a tensor without elements is itself, every time
-    launches: list[tuple]
-    results: Any
-
-    def play(self, places: list[int]) -> Any:
-        """Do it again with inputs at other places."""
-        made = [
-            x if isinstance(x, Tensor) else torch.empty_strided(x[0], x[1], dtype=x[2], device=x[3])
-            for x in self.allocations
-        ]
-        starts = [*places, *[x.data_ptr() for x in made], 0]
-        stream = driver.active.get_current_stream(self.device)
-        for programs, run, function, packed, pairs, spots, rest in self.launches:
-            if pairs:
-                found = [tuple([starts[i] + offset for i, offset in own]) for own in spots]
-            else:
-                found = [starts[i] + offset for i, offset in spots]
-            run(programs, 1, 1, stream, function, packed, None, None, None, *found, *rest)
-        if isinstance(self.results, tuple):
-            return tuple([None if i is None else made[i] for i in self.results])
-        return made[self.results]
 
 
 class Recorder(TorchDispatchMode):
@@ -93,9 +70,9 @@ class Recorder(TorchDispatchMode):
             self.complete = False
             return
         _, run, function, packed, rest = known
-        pairs = isinstance(tensors[0], tuple)
-        spots = [tuple([self.place(x) for x in own]) for own in tensors] if pairs else [self.place(x) for x in tensors]
-        self.launches.append((programs, run, function, packed, pairs, spots, (*numbers, *rest)))
+        places = [self.place(x) if isinstance(x, Tensor) else tuple([self.place(y) for y in x]) for x in tensors]
+        before = (programs, 1, 1, function, packed, None, None, None)  # and the stream, after the grid
+        self.launches.append((run, before, places, (*numbers, *rest)))
 
     def place(self, x: Tensor) -> Place:
         """Where a tensor begins, in terms of inputs and allocations."""
@@ -110,20 +87,23 @@ class Recorder(TorchDispatchMode):
             return NOWHERE
         return self.inputs[address], 0
 
-    def index(self, result: Any) -> int | None:
-        """Which allocation a result is."""
+    def index(self, result: Any) -> Any:
+        """Which allocation a result is, or each in a tuple of results."""
         if result is None:
             return None
+        if isinstance(result, tuple):
+            return tuple([self.index(x) for x in result])
         found = [i for i, x in enumerate(self.made) if looks(x) == looks(result) and x.data_ptr() == result.data_ptr()]
         self.complete &= bool(found)
         return found[-1] if found else None
 
-    def tape(self, device: int, result: Any) -> Tape | None:
-        """Return what has been seen, None if it is not all that was done."""
-        results = tuple([self.index(x) for x in result]) if isinstance(result, tuple) else self.index(result)
-        whole = self.complete and self.launches
-        allocations = [looks(x) if x.numel() else x for x in self.made]
-        return Tape(device, allocations, self.launches, results) if whole else None
+    def tape(self, device: int, result: Any) -> Any:
+        """Return what has been seen, False if it is not all that was done."""
+        which = self.index(result)
+        if not (self.complete and self.launches):
+            return False
+        allocations = [looks(x) if x.numel() else x for x in self.made]  # without elements it is the same, every time
+        return COMPILED.Tape(device, allocations, self.launches, which)
 
 
 functions: list["Replayed"] = []
@@ -132,7 +112,8 @@ functions: list["Replayed"] = []
 def forget() -> None:
     """Watch every call anew, as is needed where a constant that decides how work is laid out has been changed."""
     for function in functions:
-        function.known.clear()
+        if function.known is not None:
+            function.known.clear()
 
 
 def looks(x: Tensor) -> tuple:
@@ -140,41 +121,49 @@ def looks(x: Tensor) -> tuple:
     return tuple(x.shape), x.stride(), x.dtype, x.device
 
 
+def flat(args: tuple) -> list[Any]:
+    """Arguments, and those in tuples among them."""
+    return [y for x in args for y in (flat(x) if isinstance(x, tuple) else [x])]
+
+
 class Replayed:
-    """A function of tensors and of values that can be hashed, which allocates, launches, and returns what it allocated.
+    """A function of tensors and of numbers, which allocates, launches, and returns what it allocated.
 
     Its results are the same as without; where it does more, hooks watch, or another device is current, it runs.
     """
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.known: dict[Any, Tape | None] = {}
+        self.known = COMPILED.Memory(common.MOST_KINDS) if COMPILED else None
         self.__doc__ = function.__doc__
         functions.append(self)
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, or do again what it did."""
-        if common.INTERPRETED or torch.version.hip or common.recording.by is not None:
+        if UNKNOWN or self.known is None or ops.recording.by is not None or common.watched():
             return self.function(*args)
-        key, places = ops.description(args)
-        if key not in self.known:
-            return self.record(key, places, args)
-        tape = self.known[key]
-        if tape is None or tape.device != driver.active.get_current_device() or common.watched():
-            return self.function(*args)
-        return tape.play(places)
+        active = driver.active
+        device = active.get_current_device()
+        result = self.known.again(args, device, active.get_current_stream(device))
+        if result is None:
+            return self.record(args)
+        return self.function(*args) if result is False else result
 
-    def record(self, key: Any, places: list[int], args: tuple) -> Any:
+    def record(self, args: tuple) -> Any:
         """Call the function and keep what it did."""
-        recorder = Recorder(places)
-        common.recording.by = recorder
+        tensors = [x for x in flat(args) if isinstance(x, Tensor)]
+        recorder = Recorder([x.data_ptr() for x in tensors])
+        ops.recording.by = recorder
         try:
             with recorder:
                 result = self.function(*args)
         finally:
-            common.recording.by = None
-        if len(self.known) >= common.MOST_KINDS:
-            self.known.clear()
-        device = next(x.get_device() for x in args if isinstance(x, Tensor))
-        self.known[key] = recorder.tape(device, result)
+            ops.recording.by = None
+        self.known.keep(args, recorder.tape(tensors[0].get_device(), result))
         return result
+
+
+@cache
+def replayed(function: Callable[..., Any]) -> Replayed:
+    """The same function, made again where it can be."""
+    return Replayed(function)

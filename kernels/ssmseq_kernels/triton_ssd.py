@@ -25,6 +25,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ssmseq_kernels import ops
 from ssmseq_kernels import triton_common as common
 from ssmseq_kernels.triton_common import ceil_div, power_of_2
 from ssmseq_kernels.triton_replay import Replayed
@@ -123,7 +124,7 @@ def ssd_chunked(inputs: Inputs, numbers: Tensor | None, options: Options) -> tup
         raise TypeError("the Triton kernels of ssd_scan compute in float32: float64 is left to torch's operators")
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
         return _scan(numbers, options, False, *inputs)[:2]
-    return _Scan.apply(numbers, options, *inputs)
+    return ops.applied(_Scan)(numbers, options, *inputs)
 
 
 class Chunks:
