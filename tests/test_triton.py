@@ -35,6 +35,7 @@ from ssmseq_kernels import (
     causal_conv1d,
     causal_conv1d_update,
     ops,
+    scan,
     selective_scan,
     selective_state_update,
 )
@@ -108,8 +109,7 @@ def check_many_states(n_state):
 
 @pytest.mark.parametrize(("n_channels", "groups"), [(3, 3), (66, 2), (64, 1), (1, 1)])
 def check_channels_and_groups(n_channels, groups):
-    # Of these numbers no gradient is a sum that nearly vanishes; of those of seed 0 one is, and the definition itself,
-    # in float32, is 1.1e-6 off.
+    # With seed 0 a gradient nearly vanishes: the definition itself, in float32, is 1.1e-6 off.
     assert_matches_reference(make_inputs(2, 9, n_channels, 5, groups, seed=1))
 
 
@@ -237,8 +237,7 @@ def check_bidirectional_blocks_equal_those_on_other_kernels(kernels, monkeypatch
         y = block(x)
         return [y, *torch.autograd.grad((y * y).sum(), list(block.parameters()))]
 
-    found = outcome()
-    others = [{"cpu": ops.cpu}] if ops.cpu and DEVICE == "cpu" else []
+    found, others = outcome(), [{"cpu": ops.cpu}] if ops.cpu and DEVICE == "cpu" else []
     for table in [*others, {}]:  # the compiled kernels, and the reference
         monkeypatch.setattr(ops, "KERNELS", table)
         monkeypatch.setattr(ops, "cuda_missing", lambda: "hidden")
@@ -277,10 +276,9 @@ def check_extreme_step_sizes(delta):
 def check_nan_reaches_the_output_of_its_channel_only():
     inputs = make_inputs(1, 5, 3, 2)
     inputs["delta"][0, 2, 1] = float("nan")
-    y = selective_scan(**inputs)
-    assert y[0, 2:, 1].isnan().all()
-    assert y[0, :2].isfinite().all()
-    assert y[..., [0, 2]].isfinite().all()
+    lost = selective_scan(**inputs).isnan()
+    assert lost[0, 2:, 1].all()
+    assert lost.sum() == 3
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -297,8 +295,14 @@ def check_half_precision_is_computed_in_float32(dtype):
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
 def check_calls_made_again(kernels, always_cut):
     for seed in range(3):
-        assert_matches_reference(make_inputs(1, 70, 3, 2, seed=seed), seq_idx=numbered(5 + seed, length=70))
-    assert all([*kernels.forward.known.values(), *kernels.backward.known.values()])
+        inputs, seq_idx = make_inputs(1, 70, 3, 2, seed=seed), numbered(5 + seed, length=70)
+        assert_matches_reference(inputs, seq_idx=seq_idx)
+        with torch.no_grad():
+            found = scan_with_state(**inputs, seq_idx=seq_idx)
+        expected = kernels.forward.function(*inputs.values(), seq_idx, True, False, True, False)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected[:2], strict=True))
+    for function in (kernels.forward, kernels.backward, kernels.replayed(scan._one_way)):
+        assert {bool(tape) for tape in function.known.values()} == {True}
 
 
 def check_widening_first_changes_no_result(kernels, monkeypatch):
@@ -309,11 +313,9 @@ def check_widening_first_changes_no_result(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "WORTH_WIDENING", 1 << 24)
     found = run_with_gradients(scan_with_state, halves)
     for name, value in first.items():
+        bound = 0 if INTERPRETED else max(1e-6, torch.finfo(value.dtype).eps)
         assert found[name].dtype == value.dtype
-        if INTERPRETED:
-            assert torch.equal(found[name], value), name
-        else:
-            assert relative_error(found[name], value.double()) < max(1e-6, torch.finfo(value.dtype).eps), name
+        assert relative_error(found[name], value.double()) <= bound, name
 
 
 def check_steps_too_far_apart_are_refused():

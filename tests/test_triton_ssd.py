@@ -284,8 +284,9 @@ def check_calls_made_again():
             y, _ = scan(**inputs)
         truth, _ = ssd_scan_reference(**{k: v.double() for k, v in inputs.items()}, dt_softplus=False)
         assert relative_error(y, truth) < TOLERANCE
-    assert len(triton_ssd._scan.known) == 2
-    assert all(triton_ssd._scan.known.values())
+    known = triton_ssd._scan.known.values()
+    assert len(known) == 2
+    assert all(known)
 
 
 def check_views_are_read_where_they_lie():

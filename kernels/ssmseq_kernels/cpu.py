@@ -13,6 +13,7 @@ from ssmseq_kernels import _cpu
 from ssmseq_kernels.results import contiguous, empty_gradients, kept_shape, settle_empty
 
 CHUNK = _cpu.CHUNK  # steps between kept states
+replayed: Any = None  # calls are not made again, as they are on a GPU
 
 
 def _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, delta_softplus, reverse):

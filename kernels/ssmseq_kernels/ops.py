@@ -193,10 +193,10 @@ def again(function: Callable, call: tuple) -> Any:
     Where Triton's kernels serve it, nothing traces and no gradient is wanted, what the function did for such tensors
     before is done again without its Python.
     """
-    replayed = getattr(KERNELS.get(call[0].device.type), "replayed", None)
-    if replayed is None or not untraced() or wants_gradient(call):
+    module = KERNELS.get(call[0].device.type)
+    if module is None or module.replayed is None or not untraced() or wants_gradient(call):
         return function(*call)
-    return replayed(function)(*call)
+    return module.replayed(function)(*call)
 
 
 def check_device(name: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
