@@ -1,10 +1,11 @@
-"""What is remembered of calls: which are of one kind, and whether a gradient is wanted of one."""
+"""What is remembered of calls: which are of one kind, and how one is to be run."""
 
 import gc
 import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssmseq_kernels import ops
 
@@ -139,13 +140,17 @@ def test_an_error_of_a_launch_is_passed_on():
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_gradient_is_wanted_where_some_tensor_asks_for_it(monkeypatch, compiled):
+def test_the_way_of_a_call_follows_from_its_tensors(monkeypatch, compiled):
     if not compiled:
         monkeypatch.setattr(ops, "cpu", None)
     x, leaf = torch.zeros(2), torch.zeros(2, requires_grad=True)
     rest = None, True, 3, 0.5, (0.5, 1.0), [0.5]
-    assert not ops.wants_gradient((x, *rest))
-    for asking in (leaf, leaf * 2, torch.nn.Parameter(x), leaf.as_subclass(Own)):
-        assert ops.wants_gradient((x, *rest, asking))
+    assert ops.way((x, *rest)) == ops.DIRECT
+    for asking in (leaf, leaf * 2, torch.nn.Parameter(x)):
+        assert ops.way((x, *rest, asking)) == ops.DIFFERENTIATED
         with torch.no_grad():
-            assert not ops.wants_gradient((x, *rest, asking))
+            assert ops.way((x, *rest, asking)) == ops.DIRECT
+    for derived in (x.as_subclass(Own), leaf.as_subclass(Own)):
+        assert ops.way((leaf, *rest, derived)) == ops.DISPATCHED
+    with FlopCounterMode(display=False):
+        assert ops.way((x, *rest)) == ops.DISPATCHED

@@ -4,9 +4,10 @@
 
 The calls run on small tensors in the memory of the CPU, and end where Triton's launcher would call the driver, which
 adds to them what it takes. Medians of wall time, in turn: of the launchers, of the functions a user calls, and of both
-as they would be if each call ran its Python and Triton bound the arguments of each launch. Beside them one operator of
-torch on the CPU, and one of as many tensors that is written in Python, as `torch.library.custom_op` does it, and only
-allocates its result. Mamba-2's functions take turns of their own, because gradients leave cold caches behind.
+as they would be if each call ran its Python and Triton bound the arguments of each launch. Beside them operators of
+torch on the CPU, on few numbers, and one of as many tensors as a scan that is written in Python, as
+`torch.library.custom_op` does it, and only allocates its result. Mamba-2's functions take turns of their own, because
+gradients leave cold caches behind.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from compile_offline import NoDevice
 from torch import Tensor
@@ -85,6 +87,8 @@ def calls() -> dict[str, Any]:
     B, C = (torch.randn(n_batch, length, 1, n_state, dtype=torch.bfloat16) for _ in range(2))
     A, D, bias = -torch.rand(n_channels, n_state), torch.ones(n_channels), torch.zeros(n_channels)
     tensors = (u, delta, A, B, C, D, z, bias, None, None)
+    few, own = torch.ones(2, 8), torch.ones(8)
+    few_leaf = few.clone().requires_grad_()
     weight, state = torch.randn(n_channels, 4), torch.zeros(n_batch, n_channels, n_state)
     now: Any = [x if x is None or x.dim() < 3 else x[:, 0] for x in tensors[:8]]
     given: Any = tensors[:8]
@@ -106,15 +110,17 @@ def calls() -> dict[str, Any]:
         "convolution": lambda: cuda.conv_forward(u, weight, D, None, None, True, False),
         "step": lambda: cuda.update_checked(state, *now, True),
         "selective_scan": lambda: selective_scan(*given),
-        "the same to be differentiated": lambda: selective_scan(*to_differentiate),
+        "to be differentiated": lambda: selective_scan(*to_differentiate),
         "bidirectional_selective_scan": lambda: bidirectional_selective_scan(tensors, tensors),
         "causal_conv1d": lambda: causal_conv1d(u, weight, D, activation="silu"),
         "selective_state_update": lambda: selective_state_update(state, *now),
         "ssd_scan": lambda: ssd_scan(*heads),
         "ssd_state_update": lambda: ssd_state_update(states, *step),
         "torch.add": lambda: torch.add(D, D),
+        "torch's batch_norm": lambda: F.batch_norm(few, own, own, own, own),
+        "torch's to be differentiated": lambda: F.batch_norm(few_leaf, own, own, own, own),
         "an operator in Python": lambda: allocate(*given),
-        "the same to be differentiated ": lambda: allocate(*to_differentiate),
+        "one in Python to be differentiated": lambda: allocate(*to_differentiate),
         "ssd_scan and its gradients": lambda: torch.autograd.grad(ssd_scan(leaf, *heads[1:]), leaf, differentiated),
     }
 
@@ -142,15 +148,16 @@ def main() -> None:
     torch.set_num_threads(1)
     driver.set_active(NoLaunch())  # type: ignore[arg-type]
     ops.KERNELS["cpu"] = cuda
-    ops.cpu.update_heads = lambda *args, **named: None  # type: ignore[union-attr]  # where tensors are on the CPU
+    for name in ("update", "update_heads"):  # which would serve tensors in the memory of the CPU
+        setattr(ops.cpu, name, lambda *args, **named: None)
     ssd.has_scan, ssd.has_tiles = (lambda device: False), (lambda device: True)
     named = calls()
-    print(f"triton {triton.__version__}, torch {torch.__version__}\n{'':30}     us  us if bound each time")
+    print(f"triton {triton.__version__}, torch {torch.__version__}\n{'':34}     us  us if bound each time")
     heads = {name for name in named if name.startswith("ssd")}
     for own in (named.keys() - heads, heads | {"an operator in Python"}):
         times = in_turn({name: call for name, call in named.items() if name in own}, repeats)
         for name, taken in times.items():
-            print(f"{name:30} " + "  ".join(f"{1e6 * statistics.median(x):6.1f}" for x in taken))
+            print(f"{name:34} " + "  ".join(f"{1e6 * statistics.median(x):6.1f}" for x in taken))
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ NB_MODULE(_cpu, m) {
   m.def("use_exchange_table", [](bool wanted) { return ssmseq::Reader::get().use_table(wanted); },
         "Read tensors through DLPack's exchange table or not; returns whether it is used.");
   nb::set_leak_warnings(false);  // what is remembered lives as long as the modules of Python do
-  m.def("requires_grad", [](nb::tuple arguments) { return ssmseq::requires_grad(arguments); });
+  m.def("way", [](nb::tuple arguments, bool differentiable) -> int { return ssmseq::way(arguments, differentiable); });
   nb::class_<ssmseq::Tape>(m, "Tape")
       .def(nb::init<int, nb::handle, nb::handle, nb::object>(), nb::arg("device"), nb::arg("allocations"),
            nb::arg("launches"), nb::arg("results").none())

@@ -223,18 +223,24 @@ class Memory {
   }
 };
 
-// Whether a gradient may be wanted of a tensor among the arguments.
-inline bool requires_grad(nb::handle arguments) {
+// How a call is to be run: by the dispatcher, if a tensor among the arguments is of a class derived from Tensor; or
+// without it, to be differentiated if a tensor asks for it.
+enum Way { kDispatched, kDirect, kDifferentiated };
+inline Way way(nb::handle arguments, bool differentiable) {
   static PyObject* name = PyUnicode_InternFromString("requires_grad");
+  Way found = kDirect;
   const Py_ssize_t count = PyTuple_Size(arguments.ptr());
   for (Py_ssize_t i = 0; i < count; ++i) {
     const nb::handle x = PyTuple_GetItem(arguments.ptr(), i);
-    if (!Reader::get().is_tensor(x)) continue;
-    const nb::object found = nb::steal(PyObject_GetAttr(x.ptr(), name));
-    if (!found) throw nb::python_error();
-    if (found.is(Py_True)) return true;
+    if (!Reader::get().plain(x)) {
+      if (Reader::get().derived(x)) return kDispatched;
+    } else if (differentiable && found == kDirect) {
+      const nb::object asks = nb::steal(PyObject_GetAttr(x.ptr(), name));
+      if (!asks) throw nb::python_error();
+      if (asks.is(Py_True)) found = kDifferentiated;
+    }
   }
-  return false;
+  return found;
 }
 
 }  // namespace ssmseq

@@ -157,8 +157,8 @@ class Reader {
     PyTypeObject* type = Py_TYPE(x.ptr());
     return reinterpret_cast<PyObject*>(type) == tensor_.ptr() || reinterpret_cast<PyObject*>(type) == parameter_.ptr();
   }
-  bool is_tensor(nanobind::handle x) const {
-    return plain(x) || (!x.is_none() && !PyLong_Check(x.ptr()) && PyObject_IsInstance(x.ptr(), tensor_.ptr()) == 1);
+  bool derived(nanobind::handle x) const {  // of something that is not plain: whether it is a tensor all the same
+    return !x.is_none() && !PyLong_Check(x.ptr()) && PyObject_IsInstance(x.ptr(), tensor_.ptr()) == 1;
   }
   View operator()(nanobind::handle x) const {
     if (x.is_none()) return View();

@@ -58,14 +58,14 @@ def causal_conv1d(
     """
     silu = _is_silu(activation)
     call = (x, weight, bias, initial_state, seq_idx, silu, reverse, return_final_state)
-    return ops.again(_convolve, call)
+    return ops.run(_convolve, call)
 
 
-def _convolve(x, weight, bias, initial_state, seq_idx, silu, reverse, return_final_state):
+def _convolve(how, x, weight, bias, initial_state, seq_idx, silu, reverse, return_final_state):
     weight = _flat(weight)
-    tensors = ops.fitted(_check_conv, x, weight, bias, initial_state, seq_idx)
+    tensors = ops.fitted(how, _check_conv, x, weight, bias, initial_state, seq_idx)
     if ops.has_kernel(x.device) and weight.shape[1] <= ops.WIDEST:
-        y = ops.conv(tuple(tensors), silu, reverse)
+        y = ops.conv(how, tuple(tensors), silu, reverse)
     else:
         wide, w, b, before, numbers = tensors
         wide, before = wide.to(w.dtype), None if before is None else before.to(w.dtype)
@@ -102,13 +102,13 @@ def causal_conv1d_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
-    return ops.again(_one_step, (x, state, weight, bias, _is_silu(activation)))
+    return ops.run(_one_step, (x, state, weight, bias, _is_silu(activation)))
 
 
-def _one_step(x, state, weight, bias, silu):
-    _, _, w, b = tensors = ops.fitted(_check_step, x, state, _flat(weight), bias)
+def _one_step(how, x, state, weight, bias, silu):
+    _, _, w, b = tensors = ops.fitted(how, _check_step, x, state, _flat(weight), bias)
     if ops.has_kernel(x.device) and w.shape[1] <= ops.WIDEST and w.dtype in (x.dtype, torch.float32):
-        return ops.step("causal_conv1d_update", tuple(tensors), silu)
+        return ops.step(how, "causal_conv1d_update", tuple(tensors), silu)
     rows = torch.cat([state, x.unsqueeze(1)], 1).to(w.dtype)
     y = causal_conv1d_reference(rows[:, -1:], w, b, silu=silu, reverse=False, initial_state=rows[:, :-1])
     state.copy_(rows[:, 1:])

@@ -3,14 +3,13 @@
 The operators of `torch.ops.ssmseq` run where their tensors are, on the devices that `has_kernel` names: the CPU, by the
 compiled C++ kernels, and CUDA or ROCm, by the Triton kernels, which are imported when their first tensor arrives. They
 are what torch.compile, torch.export and the transforms of torch.func see. A plain eager call takes a shorter way round
-the dispatcher, to the same kernels: see `eager`.
+the dispatcher, to the same kernels: see `way`.
 """
 
 import importlib.metadata
 import importlib.util
-import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -133,49 +132,57 @@ is_compiling, modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_
 transforms, tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state  # type: ignore[attr-defined]
 
 
-class Recording(threading.local):
-    """Who notes what a call on a GPU does in this thread, to do it again."""
-
-    by: Any = None
-
-
-recording = Recording()
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+DISPATCHED, DIRECT, DIFFERENTIATED = range(3)  # ways of a call; as in calls.h
 
 
 def untraced() -> bool:
-    """Whether nothing traces, transforms or watches the calls made now, but for the recording."""
-    if is_compiling() or transforms() is not None or tracing() is not None:
-        return False
-    return modes() == 0 or (modes() == 1 and recording.by is not None)
+    """Whether nothing traces, transforms or watches the calls made now."""
+    return not (is_compiling() or modes()) and transforms() is None and tracing() is None
 
 
-PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None)])
+def plain_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether the compiled kernel of a step may be asked before anything else, as it has checks of its own."""
+    return tensor.is_cpu and cpu is not None and not torch.is_grad_enabled() and untraced()
 
 
-def eager(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call on these tensors is a plain eager one."""
-    return untraced() and PLAIN.issuperset(map(type, tensors))
+def way(call: tuple) -> int:
+    """How a call is to be run: by torch's dispatcher if something traces, transforms or watches it, else without."""
+    if not untraced():
+        return DISPATCHED
+    differentiable = torch.is_grad_enabled()
+    if cpu:
+        return cpu._cpu.way(call, differentiable)
+    tensors = [x for x in call if isinstance(x, torch.Tensor)]
+    if any(type(x) not in PLAIN for x in tensors):
+        return DISPATCHED
+    return DIFFERENTIATED if differentiable and any(x.requires_grad for x in tensors) else DIRECT
 
 
-def wants_gradient(call: tuple) -> bool:
-    """Whether a call is to be differentiated, by some tensor among its arguments."""
-    if not torch.is_grad_enabled():
-        return False
-    if cpu and not is_compiling():
-        return cpu._cpu.requires_grad(call)
-    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in call)
+def run(function: Callable, call: tuple) -> Any:
+    """Call a function of the library on the way of the call and on its arguments, the first of which is a tensor.
+
+    Where Triton's kernels serve a plain call without gradients, what the function did for such tensors before is done
+    again without its Python.
+    """
+    how = way(call)
+    if how == DIRECT:
+        module = KERNELS.get(call[0].device.type)
+        if module is not None and module.replayed is not None:
+            return module.replayed(function)(how, *call)
+    return function(how, *call)
 
 
 Conversions = tuple[tuple[int, torch.dtype], ...]  # which of some tensors become which dtype
 _passed: dict[Callable, Any] = defaultdict(lambda: cpu._cpu.Memory(MOST_PASSED) if cpu else None)
 
 
-def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> list[Any]:
+def fitted(how: int, check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> list[Any]:
     """Check tensors and convert those that the kernels do not take as they are.
 
     What `check` says depends on shapes, dtypes and devices only; where such tensors have passed, it is not asked again.
     """
-    memory = _passed[check] if untraced() else None
+    memory = None if how == DISPATCHED else _passed[check]
     found = None if memory is None else memory.find(tensors)
     if found is None:
         found = check(*tensors)
@@ -185,18 +192,6 @@ def fitted(check: Callable[..., Conversions], *tensors: torch.Tensor | None) -> 
     for i, dtype in found:
         ready[i] = ready[i].to(dtype)
     return ready
-
-
-def again(function: Callable, call: tuple) -> Any:
-    """Call a function of the library, whose first argument is a tensor.
-
-    Where Triton's kernels serve it, nothing traces and no gradient is wanted, what the function did for such tensors
-    before is done again without its Python.
-    """
-    module = KERNELS.get(call[0].device.type)
-    if module is None or module.replayed is None or not untraced() or wants_gradient(call):
-        return function(*call)
-    return module.replayed(function)(*call)
 
 
 def check_device(name: str, tensor: torch.Tensor, **others: torch.Tensor | None) -> None:
@@ -284,7 +279,7 @@ def _direct(name: str, args: tuple):
 
 def _run_backward(name: str, *args):
     """Run the backward operator, or its kernel directly where no second derivative might be asked for."""
-    if torch.is_grad_enabled() or not eager(*(x for x in args if isinstance(x, torch.Tensor))):
+    if torch.is_grad_enabled() or way(args) == DISPATCHED:
         return getattr(torch.ops.ssmseq, name)(*args)
     return _direct(name, args)
 
@@ -375,34 +370,45 @@ _EAGER = {
 }
 
 
-def _call(name: str, tensors: tuple, gradient: bool, *flags: bool):
+def _wants_gradient(how: int, tensors: Iterable[torch.Tensor | None]) -> bool:
+    if how != DISPATCHED:
+        return how == DIFFERENTIATED
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _call(how: int, name: str, tensors: tuple, gradient: bool, *flags: bool):
     """Run an operator by the shortest way that serves the call."""
-    if not eager(*tensors):
+    if how == DISPATCHED:
         return getattr(torch.ops.ssmseq, name)(*tensors, *flags)
     return _EAGER[name](*tensors, *flags) if gradient else _direct(name, (*tensors, *flags))
 
 
-def scan(tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
+def scan(how: int, tensors: tuple, delta_softplus: bool, reverse: bool, return_state: bool):
     """Scan ten tensors: y, and the final state if asked for; what follows is of no use."""
-    gradient = wants_gradient(tensors)
-    return _call("selective_scan", tensors, gradient, delta_softplus, reverse, return_state, gradient)
+    gradient = _wants_gradient(how, tensors)
+    return _call(how, "selective_scan", tensors, gradient, delta_softplus, reverse, return_state, gradient)
 
 
-def scan_pair(tensors: tuple, delta_softplus: bool, return_state: bool):
+def scan_pair(how: int, tensors: tuple, delta_softplus: bool, return_state: bool):
     """Scan twice ten tensors, the second ten in reverse: the results of both."""
-    gradient = wants_gradient(tensors)
-    return _call("selective_scan_pair", tensors, gradient, delta_softplus, return_state, gradient)
+    gradient = _wants_gradient(how, tensors)
+    return _call(how, "selective_scan_pair", tensors, gradient, delta_softplus, return_state, gradient)
 
 
-def conv(tensors: tuple, silu: bool, reverse: bool):
+def conv(how: int, tensors: tuple, silu: bool, reverse: bool):
     """Convolve five tensors."""
-    return _call("causal_conv1d", tensors, wants_gradient(tensors), silu, reverse)
+    return _call(how, "causal_conv1d", tensors, _wants_gradient(how, tensors), silu, reverse)
 
 
-def step(name: str, tensors: tuple, flag: bool):
-    """Take one step in place, of `selective_state_update` or `causal_conv1d_update`."""
-    if wants_gradient(tensors):
+def check_in_place(how: int, name: str, tensors: Iterable[torch.Tensor | None]) -> None:
+    """Raise RuntimeError if a gradient is wanted of what works in place."""
+    if _wants_gradient(how, tensors):
         raise RuntimeError(
             f"{name} works in place and has no derivative: call it under torch.no_grad(), or train with the whole scan"
         )
-    return _direct(name, (*tensors, flag)) if eager(*tensors) else getattr(torch.ops.ssmseq, name)(*tensors, flag)
+
+
+def step(how: int, name: str, tensors: tuple, flag: bool):
+    """Take one step in place, of `selective_state_update` or `causal_conv1d_update`."""
+    check_in_place(how, name, tensors)
+    return _call(how, name, tensors, False, flag)

@@ -86,14 +86,14 @@ def selective_scan(
     Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", arXiv 2312.00752.
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    return ops.again(_one_way, (*tensors, delta_softplus, reverse, return_final_state))
+    return ops.run(_one_way, (*tensors, delta_softplus, reverse, return_final_state))
 
 
-def _one_way(*call):
+def _one_way(how, *call):
     *given, delta_softplus, reverse, return_final_state = call
-    tensors = _prepare(*given)
+    tensors = _prepare(how, *given)
     if ops.has_kernel(tensors[0].device):
-        y, state, _ = ops.scan(tensors, delta_softplus, reverse, return_final_state)
+        y, state, _ = ops.scan(how, tensors, delta_softplus, reverse, return_final_state)
     else:
         _warn_once(tensors[0].device.type)
         y, state = _by_reference(tensors, delta_softplus, reverse)
@@ -136,15 +136,16 @@ def bidirectional_selective_scan(
     arXiv 2403.11144.
     """
     given = [x for own in (forward, reverse) for x in (*own, *[None] * (ops.N_SCAN - len(own)))]
-    return ops.again(_both_ways, (*given, delta_softplus, return_final_state))
+    return ops.run(_both_ways, (*given, delta_softplus, return_final_state))
 
 
-def _both_ways(*call):
+def _both_ways(how, *call):
     *given, delta_softplus, return_final_state = call
-    prepared = [_prepare(*given[: ops.N_SCAN]), _prepare(*given[ops.N_SCAN :])]
+    prepared = [_prepare(how, *given[: ops.N_SCAN]), _prepare(how, *given[ops.N_SCAN :])]
     first, second = prepared
     if ops.has_kernel(first[0].device) and first[2].dtype == second[2].dtype:
-        y, state, _, y_back, state_back, _ = ops.scan_pair((*first, *second), delta_softplus, return_final_state)
+        found = ops.scan_pair(how, (*first, *second), delta_softplus, return_final_state)
+        y, state, _, y_back, state_back, _ = found
         return ((y, state), (y_back, state_back)) if return_final_state else (y, y_back)
     options = {"delta_softplus": delta_softplus, "return_final_state": return_final_state}
     both = zip(prepared, (False, True), strict=True)
@@ -194,18 +195,21 @@ def selective_state_update(
     RuntimeError
         If a derivative is wanted; there is none.
     """
-    if u.is_cpu and ops.cpu is not None and not torch.is_grad_enabled() and ops.untraced():
-        y = ops.cpu.update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    call = (state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if ops.plain_on_cpu(u):
+        y = ops.cpu.update(*call)  # type: ignore[union-attr]
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
-    return ops.again(_one_step, (state, u, delta, A, B, C, D, z, delta_bias, delta_softplus))
+    return ops.run(_one_step, call)
 
 
-def _one_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    tensors: Any = ops.fitted(_check_step, state, u, delta, A, B, C, D, z, delta_bias)
+def _one_step(how, *call):
+    *given, delta_softplus = call
+    u = given[1]
+    tensors: Any = ops.fitted(how, _check_step, *given)
     tensors[4:6] = [x if x.dim() == 3 else x.unsqueeze(1) for x in tensors[4:6]]
     if ops.has_kernel(u.device):
-        y = ops.step("selective_state_update", tuple(tensors), delta_softplus)
+        y = ops.step(how, "selective_state_update", tuple(tensors), delta_softplus)
     else:
         _warn_once(u.device.type)
         y = selective_state_update_reference(*tensors, delta_softplus=delta_softplus)
@@ -237,9 +241,9 @@ def sequence_index(cu_seqlens: Tensor) -> Tensor:
     return numbers.repeat_interleave(cu_seqlens.diff())[None]
 
 
-def _prepare(*tensors: Tensor | None) -> tuple[Any, ...]:
+def _prepare(how: int, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Check the ten tensors of one scan and bring them to the dtypes and the axes of the operator."""
-    ready = ops.fitted(_check_scan, *tensors)
+    ready = ops.fitted(how, _check_scan, *tensors)
     ready[3:5] = [x.unsqueeze(2) if x.dim() == 3 else x for x in ready[3:5]]
     return tuple(ready)
 

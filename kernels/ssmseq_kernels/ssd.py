@@ -100,14 +100,14 @@ def ssd_scan(
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    return ops.again(_one_way, (*inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state))
-
-
-def _one_way(*call):
-    *inputs, seq_idx, dt_softplus, dt_limit, reverse, return_final_state = call
-    x, dt, A, B, C, D, z, dt_bias, initial_state = inputs
-    ops.fitted(_check_scan, *inputs, seq_idx)
     limit = limits(dt_limit, dt_softplus)
+    return ops.run(_one_way, (*inputs, seq_idx, dt_softplus, limit, reverse, return_final_state))
+
+
+def _one_way(how, *call):
+    *inputs, seq_idx, dt_softplus, limit, reverse, return_final_state = call
+    x, dt, A, B, C, D, z, dt_bias, initial_state = inputs
+    ops.fitted(how, _check_scan, *inputs, seq_idx)
     in_single = not any(t is not None and t.dtype == torch.float64 for t in inputs)
     if has_tiles(x.device) and in_single and x.numel() and B.shape[3]:
         y, state = _by_tiles(inputs, seq_idx, dt_softplus, limit, reverse, return_final_state)
@@ -172,21 +172,19 @@ def ssd_state_update(
     Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)
-    if ops.wants_gradient(tensors):
-        raise RuntimeError("ssd_state_update works in place and has no derivative: call it under torch.no_grad()")
-    return ops.again(_one_step, (*tensors, dt_softplus, dt_limit))
-
-
-def _one_step(*call):
-    *tensors, dt_softplus, dt_limit = call
-    state, x = tensors[:2]
     limit = limits(dt_limit, dt_softplus)
-    if ops.cpu is not None and ops.untraced() and x.device.type == "cpu":
-        y = ops.cpu.update_heads(*tensors, softplus=dt_softplus, limit=limit)
+    if ops.plain_on_cpu(x):
+        y = ops.cpu.update_heads(*tensors, softplus=dt_softplus, limit=limit)  # type: ignore[union-attr]
         if y is not None:  # else some tensor has to be converted, or does not fit
             return y
-    tensors = ops.fitted(_check_step, *tensors)
-    if ops.has_kernel(x.device) and ops.eager(*tensors):
+    return ops.run(_one_step, (*tensors, dt_softplus, limit))
+
+
+def _one_step(how, *call):
+    *tensors, dt_softplus, limit = call
+    ops.check_in_place(how, "ssd_state_update", tensors)
+    state, x, *_ = tensors = ops.fitted(how, _check_step, *tensors)
+    if how == ops.DIRECT and ops.has_kernel(x.device):
         y = ops.kernels(x.device.type).update_heads(*tensors, softplus=dt_softplus, limit=limit)
         if y is not None:
             return y.to(x.dtype)

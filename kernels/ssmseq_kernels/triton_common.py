@@ -10,9 +10,10 @@ strides in 32 bits.
 # pyright: reportIndexIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
 # The language of the kernels is not the Python that a type checker knows.
 
+import threading
 from functools import lru_cache, reduce
 from operator import or_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,7 +21,7 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import driver
 
-from ssmseq_kernels.ops import OLDEST_TRITON, recording
+from ssmseq_kernels.ops import OLDEST_TRITON
 
 if tuple(int(x) for x in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
     raise ImportError(f"the GPU kernels need Triton 3.4 or newer, found {triton.__version__}: upgrade torch or triton")
@@ -112,6 +113,15 @@ def constants(warps: int, **named) -> Constants:
     Fusion of products with sums is asked for, because its default differs between versions of Triton.
     """
     return Constants(named, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+class Recording(threading.local):
+    """Who notes the launches of this thread."""
+
+    by: Any = None
+
+
+recording = Recording()
 
 
 class Kernel:

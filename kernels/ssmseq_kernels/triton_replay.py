@@ -134,13 +134,13 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.known = COMPILED.Memory(common.MOST_KINDS) if COMPILED else None
+        self.known: Any = COMPILED.Memory(common.MOST_KINDS) if COMPILED else None
         self.__doc__ = function.__doc__
         functions.append(self)
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, or do again what it did."""
-        if UNKNOWN or self.known is None or ops.recording.by is not None or common.watched():
+        if UNKNOWN or self.known is None or common.recording.by is not None or common.watched():
             return self.function(*args)
         active = driver.active
         device = active.get_current_device()
@@ -153,12 +153,12 @@ class Replayed:
         """Call the function and keep what it did."""
         tensors = [x for x in flat(args) if isinstance(x, Tensor)]
         recorder = Recorder([x.data_ptr() for x in tensors])
-        ops.recording.by = recorder
+        common.recording.by = recorder
         try:
             with recorder:
                 result = self.function(*args)
         finally:
-            ops.recording.by = None
+            common.recording.by = None
         self.known.keep(args, recorder.tape(tensors[0].get_device(), result))
         return result
 
