@@ -7,7 +7,7 @@ import torch
 
 import ssmseq_kernels as kernels
 from ssmseq.nn import Mamba, Mamba2, Mamba3
-from ssmseq_kernels import ops, reference, scan, ssd
+from ssmseq_kernels import ops, reference, scan, ssd_products
 from ssmseq_kernels.exporting import portable_operators
 
 
@@ -83,11 +83,11 @@ def test_packed_sequences_are_refused():
 
 
 def test_the_kernels_are_back_afterwards():
-    before = (ops.has_kernel, scan.selective_scan_reference, scan._warn_once, ssd.chunked)
+    before = (ops.has_kernel, scan.selective_scan_reference, scan._warn_once, ssd_products.chunked)
     u, A, B = drawn((1, 4, 2), (2, 3), (1, 4, 3))
     with pytest.raises(ValueError), portable_operators(), portable_operators():
         kernels.selective_scan(u, u, A, B, B, seq_idx=torch.zeros(1, 4, dtype=torch.int64))
-    assert before == (ops.has_kernel, scan.selective_scan_reference, scan._warn_once, ssd.chunked)
+    assert before == (ops.has_kernel, scan.selective_scan_reference, scan._warn_once, ssd_products.chunked)
 
 
 MIXERS = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import relative_error, run_with_gradients
 
-from ssmseq_kernels import ops, selective_scan, ssd, ssd_scan
+from ssmseq_kernels import ops, selective_scan, ssd, ssd_products, ssd_scan
 from ssmseq_kernels.reference import ssd_scan_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative L2 error; the table of kernels/README.md
@@ -215,7 +215,7 @@ def test_gradcheck():
 def test_many_parts_equal_one(monkeypatch):
     inputs = make_inputs(2, 200, 4, 3, 2, 5)
     one = run_with_gradients(lambda **t: ssd_scan(**t, return_final_state=True), inputs)
-    monkeypatch.setattr(ssd, "WEIGHTS_AT_ONCE", 1)
+    monkeypatch.setattr(ssd_products, "WEIGHTS_AT_ONCE", 1)
     many = run_with_gradients(lambda **t: ssd_scan(**t, return_final_state=True), inputs)
     for name, value in one.items():
         assert relative_error(many[name], value.double()) < 1e-6, name

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ssmseq_kernels as core
-from ssmseq_kernels.ops import arithmetic_dtype
+from ssmseq_kernels.checks import arithmetic_dtype
 from ssmseq_kernels.reference import SOFTPLUS_THRESHOLD
 
 Maybe: TypeAlias = Tensor | None

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmseq_kernels import ops
+from ssmseq_kernels import checks, ops
 from ssmseq_kernels.reference import causal_conv1d_reference
 
 
@@ -132,31 +132,31 @@ def _flat(weight: Tensor) -> Tensor:
     return weight[:, 0] if weight.dim() == 3 and weight.shape[1] == 1 else weight
 
 
-def _check_conv(x, weight, bias, initial_state, seq_idx) -> ops.Conversions:
+def _check_conv(x, weight, bias, initial_state, seq_idx) -> checks.Conversions:
     """Check the tensors of a convolution; return what has to be converted."""
     if x.dim() != 3:
         raise ValueError(f"x must be (B, L, D), got {tuple(x.shape)}")
-    ops.check_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
+    checks.check_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
     _check_weights(x, weight, bias)
     _check("initial_state", initial_state, (x.shape[0], weight.shape[1] - 1, x.shape[2]))
     _check("seq_idx", seq_idx, x.shape[:2])
     if seq_idx is not None and seq_idx.is_floating_point():
         raise TypeError(f"seq_idx must hold integers, got {seq_idx.dtype}")
     tensors = (x, weight, bias, initial_state)
-    found = ops.conversions(tensors, ops.arithmetic_dtype(*tensors), rows=(0, 3))
+    found = checks.conversions(tensors, checks.arithmetic_dtype(*tensors), rows=(0, 3))
     return found if seq_idx is None or seq_idx.dtype == torch.int32 else (*found, (4, torch.int32))
 
 
-def _check_step(x, state, weight, bias) -> ops.Conversions:
+def _check_step(x, state, weight, bias) -> checks.Conversions:
     """Check the tensors of a step; return what has to be converted."""
     if x.dim() != 2:
         raise ValueError(f"x must be (B, D), got {tuple(x.shape)}")
-    ops.check_device("x", x, state=state, weight=weight, bias=bias)
+    checks.check_device("x", x, state=state, weight=weight, bias=bias)
     _check_weights(x, weight, bias)
     _check("state", state, (x.shape[0], weight.shape[1] - 1, x.shape[1]))
     if state.dtype != x.dtype:
         raise TypeError(f"state must be {x.dtype} as x is, got {state.dtype}")
-    found = ops.conversions((x, state, weight, bias), ops.arithmetic_dtype(x, weight, bias), rows=())
+    found = checks.conversions((x, state, weight, bias), checks.arithmetic_dtype(x, weight, bias), rows=())
     return tuple([one for one in found if one[0] > 1])
 
 

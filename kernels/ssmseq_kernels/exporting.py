@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmseq_kernels import ops, scan, ssd
+from ssmseq_kernels import ops, scan, ssd_products
 from ssmseq_kernels.reference import SOFTPLUS_THRESHOLD
 
 _lock = threading.RLock()
@@ -32,7 +32,7 @@ def portable_operators() -> Iterator[None]:
             (ops, "has_kernel", lambda device: False),
             (scan, "selective_scan_reference", _selective_scan),
             (scan, "_warn_once", lambda device: None),
-            (ssd, "chunked", _scan_by_head),
+            (ssd_products, "chunked", _scan_by_head),
         ):
             stack.enter_context(mock.patch.object(module, name, replacement))
         yield
@@ -60,7 +60,7 @@ def _selective_scan(
 
 
 def _scan_by_head(x, steps, B, C, state, seq_idx, *, reverse=False, final=False, strict=False) -> tuple[Tensor, Tensor]:
-    """Do what `ssd.chunked` does, which explains the arguments."""
+    """Do what `ssd_products.chunked` does, which explains the arguments."""
     _refuse_packed(seq_idx)
     n_heads, n_dim = x.shape[2:]
 

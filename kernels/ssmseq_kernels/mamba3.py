@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmseq_kernels import ops, ssd
+from ssmseq_kernels import checks, ssd, ssd_products
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -94,8 +94,8 @@ def mamba3_scan(
     Lahoti et al., "Mamba-3: improved sequence modeling using state space principles", arXiv 2603.15569.
     """
     _check_shapes(x, dt, A, B, C, trap, angles, z, D=D, state=initial_state, seq_idx=seq_idx)
-    dtype = ops.arithmetic_dtype(x, dt, A, B, C, trap, angles, D, z, *(initial_state or ())[1:])
-    steps = ssd.log2_decays(dt, A)
+    dtype = checks.arithmetic_dtype(x, dt, A, B, C, trap, angles, D, z, *(initial_state or ())[1:])
+    steps = ssd_products.log2_decays(dt, A)
     turned = _angles(angles, dt, None if initial_state is None else initial_state[0], seq_idx)
     wide: Any = [t if t is None else t.to(dtype) for t in (x, dt, B, C, trap, D, z)]
     u, dt, B, C, trap, D, z = wide
@@ -110,7 +110,9 @@ def mamba3_scan(
             h = h + (before[:, 0, :, None] * x_before)[..., None] * k_before[:, :, None]
     # Where the next step begins another sequence, no output reads the sum g that its weight goes into.
     later = F.pad(before[:, 1:], (0, 0, 0, 1))
-    y, h = ssd.chunked(u * (own + later)[..., None], steps, k, q, h, seq_idx, final=return_final_state, strict=True)
+    y, h = ssd_products.chunked(
+        u * (own + later)[..., None], steps, k, q, h, seq_idx, final=return_final_state, strict=True
+    )
     same = (B * C).sum(-1).repeat_interleave(x.shape[2] // B.shape[2], 2)  # of q and k, too: one rotation turned both
     y = ssd.skip_and_gate(y + (own * same)[..., None] * u, u, D, z).to(x.dtype)
     return (y, _final_state(turned, h, k, u, initial_state)) if return_final_state else y
@@ -164,7 +166,7 @@ def mamba3_state_update(
     row: Any = [t if t is None else t.unsqueeze(1) for t in (x, dt, A, B, C, trap, angles, z)]
     _check_shapes(*row, D=D, state=state, seq_idx=None)
     theta, h, k_before, x_before = state
-    dtype = ops.arithmetic_dtype(*state[1:], x, dt, A, B, C, trap, angles)
+    dtype = checks.arithmetic_dtype(*state[1:], x, dt, A, B, C, trap, angles)
     found = [t.dtype for t in state[1:]]
     if any(t != dtype for t in found):
         raise TypeError(f"h, k and x must be of the dtype of the arithmetic, {dtype}, to be changed in place: {found}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmseq_kernels import ops
+from ssmseq_kernels import checks, ops
 from ssmseq_kernels.reference import selective_scan_reference, selective_state_update_reference
 
 _warned = False
@@ -304,14 +304,14 @@ def processor() -> tuple[str, str]:
     return ops.cpu._cpu.vendor(), ops.cpu._cpu.runnable_isas()[-1]
 
 
-def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> ops.Conversions:
+def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> checks.Conversions:
     """Check the tensors of a scan; return what has to be converted."""
     if u.dim() != 3 or A.dim() != 2:
         raise ValueError(f"u must be (B, L, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
     n_batch, length, n_channels = u.shape
     n_state = A.shape[1]
     others = {"D": D, "z": z, "delta_bias": delta_bias, "initial_state": initial_state, "seq_idx": seq_idx}
-    ops.check_device("u", u, delta=delta, A=A, B=B, C=C, **others)
+    checks.check_device("u", u, delta=delta, A=A, B=B, C=C, **others)
     _check_common(u, A, D, delta_bias)
     wanted = {
         "delta": (delta, u.shape),
@@ -335,7 +335,7 @@ def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> 
             groups.add(x.shape[2] if x.dim() == 4 else 1)
     _check_groups(groups, B, C, n_channels)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    found = ops.conversions(tensors, ops.arithmetic_dtype(*tensors), rows=(0, 1, 3, 4, 6))
+    found = checks.conversions(tensors, checks.arithmetic_dtype(*tensors), rows=(0, 1, 3, 4, 6))
     return found if seq_idx is None or seq_idx.dtype == torch.int32 else (*found, (9, torch.int32))
 
 
@@ -363,13 +363,13 @@ def _check_groups(groups: set[int], B: Tensor, C: Tensor, n_channels: int) -> No
         )
 
 
-def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> ops.Conversions:
+def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> checks.Conversions:
     """Check the tensors of a step; return what has to be converted."""
     if u.dim() != 2 or A.dim() != 2:
         raise ValueError(f"u must be (B, D) and A (D, N); got {tuple(u.shape)} and {tuple(A.shape)}")
     n_batch, n_channels = u.shape
     n_state = A.shape[1]
-    ops.check_device("u", u, state=state, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    checks.check_device("u", u, state=state, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     _check_common(u, A, D, delta_bias)
     for name, x, shape in (
         ("state", state, (n_batch, n_channels, n_state)),
@@ -383,7 +383,7 @@ def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> ops.Conversions:
                 f"{name} must be ({n_batch}, {n_state}) or ({n_batch}, groups, {n_state}), got {tuple(x.shape)}"
             )
     _check_groups({1 if x.dim() == 2 else x.shape[1] for x in (B, C)}, B, C, n_channels)
-    dtype = ops.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
+    dtype = checks.arithmetic_dtype(u, delta, A, B, C, D, z, delta_bias)
     if state.dtype != dtype:
         raise TypeError(f"state must be {dtype}, the dtype of the arithmetic, got {state.dtype}")
-    return ops.conversions((state, u, delta, A, B, C, D, z, delta_bias), dtype, rows=(1, 2, 4, 5, 7))
+    return checks.conversions((state, u, delta, A, B, C, D, z, delta_bias), dtype, rows=(1, 2, 4, 5, 7))
