@@ -193,7 +193,10 @@ class Memory {
 
  public:
   explicit Memory(size_t most) : most_(most) {}
-  void clear() { known_.clear(); }
+  void clear() {
+    decltype(known_) dropped;  // whose destructors may run Python, which may ask this memory
+    dropped.swap(known_);
+  }
   nb::list values() const {
     nb::list all;
     for (const auto& [key, known] : known_) all.append(known.value);
@@ -207,7 +210,7 @@ class Memory {
   void keep(nb::handle arguments, nb::object value) {
     const Call call(arguments);
     if (!call.told()) return;
-    if (known_.size() >= most_) known_.clear();
+    if (known_.size() >= most_) clear();
     const Tape* tape = nb::isinstance<Tape>(value) ? nb::inst_ptr<Tape>(value) : nullptr;
     known_[call.key] = {std::move(value), tape};
   }
