@@ -109,8 +109,7 @@ def check_many_states(n_state):
 
 @pytest.mark.parametrize(("n_channels", "groups"), [(3, 3), (66, 2), (64, 1), (1, 1)])
 def check_channels_and_groups(n_channels, groups):
-    # With seed 0 a gradient nearly vanishes: the definition itself, in float32, is 1.1e-6 off.
-    assert_matches_reference(make_inputs(2, 9, n_channels, 5, groups, seed=1))
+    assert_matches_reference(make_inputs(2, 9, n_channels, 5, groups))
 
 
 @pytest.mark.parametrize(("softplus", "reverse"), [(True, False), (False, True)])
@@ -237,7 +236,8 @@ def check_bidirectional_blocks_equal_those_on_other_kernels(kernels, monkeypatch
         y = block(x)
         return [y, *torch.autograd.grad((y * y).sum(), list(block.parameters()))]
 
-    found, others = outcome(), [{"cpu": ops.cpu}] if ops.cpu and DEVICE == "cpu" else []
+    found = outcome()
+    others = [{"cpu": ops.cpu}] if ops.cpu and DEVICE == "cpu" else []
     for table in [*others, {}]:  # the compiled kernels, and the reference
         monkeypatch.setattr(ops, "KERNELS", table)
         monkeypatch.setattr(ops, "cuda_missing", lambda: "hidden")
@@ -276,9 +276,10 @@ def check_extreme_step_sizes(delta):
 def check_nan_reaches_the_output_of_its_channel_only():
     inputs = make_inputs(1, 5, 3, 2)
     inputs["delta"][0, 2, 1] = float("nan")
-    lost = selective_scan(**inputs).isnan()
-    assert lost[0, 2:, 1].all()
-    assert lost.sum() == 3
+    y = selective_scan(**inputs)
+    assert y[0, 2:, 1].isnan().all()
+    assert y[0, :2].isfinite().all()
+    assert y[..., [0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -305,17 +306,13 @@ def check_calls_made_again(kernels, always_cut):
         assert {bool(tape) for tape in function.known.values()} == {True}
 
 
-def check_widening_first_changes_no_result(kernels, monkeypatch):
-    """No bit of the arithmetic; but which products a compiler joins with sums may depend on the dtypes of a kernel."""
+def check_widening_first_changes_no_bit(kernels, monkeypatch):
     halves = {k: v.half() if k in ALONG_TIME else v for k, v in make_inputs(2, 11, 8, 4).items()}
     monkeypatch.setattr(kernels, "WORTH_WIDENING", 0)
     first = run_with_gradients(scan_with_state, halves)
     monkeypatch.setattr(kernels, "WORTH_WIDENING", 1 << 24)
     found = run_with_gradients(scan_with_state, halves)
-    for name, value in first.items():
-        bound = 0 if INTERPRETED else max(1e-6, torch.finfo(value.dtype).eps)
-        assert found[name].dtype == value.dtype
-        assert relative_error(found[name], value.double()) <= bound, name
+    assert all(torch.equal(found[k], first[k]) and found[k].dtype == first[k].dtype for k in first)
 
 
 def check_steps_too_far_apart_are_refused():
